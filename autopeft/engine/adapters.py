@@ -1,0 +1,83 @@
+"""Builds peft's configuration from a candidate and injects the adapter."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from autopeft.engine.base import torch_dtype
+from autopeft.errors import InvalidInputError
+from autopeft.methods import get_method
+from autopeft.specs import Candidate
+
+ADAPTER = "default"
+"""peft's name of the one adapter."""
+
+
+def peft_config(candidate: Candidate, steps: int, task_type: str = "CAUSAL_LM") -> Any:
+    """Returns the peft configuration of a candidate trained for ``steps`` optimizer steps; None without an adapter.
+
+    The option "peft_config" holds a saved adapter_config.json as text and takes the place of the method's own.
+    """
+    if "peft_config" in candidate.options:
+        return saved_peft_config(str(candidate.options["peft_config"]))
+    spec = get_method(candidate.method).adapter_spec(candidate, steps)
+    if spec is None:
+        return None
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING.get(spec.peft_type)
+    if config_class is None:
+        raise InvalidInputError(
+            f"method {candidate.method!r} asks for the peft type {spec.peft_type!r}, which the installed peft lacks"
+        )
+    return config_class(task_type=task_type, target_modules=list(candidate.target_modules), **spec.settings)
+
+
+def saved_peft_config(text: str) -> Any:
+    """Returns the peft configuration of an adapter_config.json.
+
+    Raises:
+        InvalidInputError: if the installed peft does not know its type or one of its settings.
+    """
+    from peft import PeftConfig
+
+    content = {key: value for key, value in json.loads(text).items() if key != "inference_mode"}
+    try:
+        return PeftConfig.from_peft_type(**content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"the installed peft cannot build the adapter configuration of type {content.get('peft_type')!r}: {error}"
+        ) from error
+
+
+def inject(model: Any, candidate: Candidate, steps: int, task_type: str = "CAUSAL_LM") -> Any:
+    """Returns the model with the candidate's adapter, or with every parameter trainable if the method has none.
+
+    The adapter's random values come from torch's global generator: seed it before.
+    """
+    from peft import get_peft_model, prepare_model_for_kbit_training
+
+    if candidate.quantization != "none" and candidate.prepare_kbit:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    config = peft_config(candidate, steps, task_type)
+    if config is None:
+        return model.requires_grad_(True)
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+    return cast_adapter(adapted, candidate)
+
+
+def cast_adapter(model: Any, candidate: Candidate) -> Any:
+    """Returns the model with its trainable parameters in the adapter's dtype."""
+    assert candidate.adapter_dtype is not None, "a method with an adapter has an adapter dtype"
+    dtype = torch_dtype(candidate.adapter_dtype)
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def enable_checkpointing(model: Any) -> None:
+    """Makes the model recompute activations in backward, also where its inputs come from a frozen embedding."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()

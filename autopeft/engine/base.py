@@ -1,0 +1,98 @@
+"""Loads the base model and reads its original weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autopeft.errors import ModelError
+from autopeft.specs import Candidate
+
+if TYPE_CHECKING:
+    import torch
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Returns torch's dtype of a glossary dtype name."""
+    import torch
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return dtypes[name]
+
+
+def quantization_config(candidate: Candidate) -> Any:
+    """Returns the BitsAndBytesConfig that stores the base as the candidate says; None for no quantization."""
+    from transformers import BitsAndBytesConfig
+
+    if candidate.quantization == "none":
+        return None
+    if candidate.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=candidate.double_quantization,
+        bnb_4bit_compute_dtype=torch_dtype(candidate.dtype),
+    )
+
+
+def load_base(folder: Path, candidate: Candidate, device: str) -> Any:
+    """Returns the causal language model of a folder, on the device, stored and computed as the candidate says."""
+    from transformers import AutoModelForCausalLM
+
+    # Only a quantized load needs to know the device while loading; elsewhere device_map would add accelerate's hooks.
+    placement = {"device_map": {"": device}} if candidate.quantization != "none" else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=torch_dtype(candidate.dtype),
+        attn_implementation=candidate.attention,
+        quantization_config=quantization_config(candidate),
+        trust_remote_code=False,
+        **placement,
+    )
+    model.config.use_cache = False
+    return model if placement else model.to(device)
+
+
+class OriginalWeights:
+    """The unquantized weights of a model folder, read one tensor at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = _tensor_files(folder)
+
+    def weight(self, module_path: str) -> torch.Tensor:
+        """Returns the float32 weight ``(out_features, in_features)`` of a linear layer.
+
+        Raises:
+            ModelError: if the checkpoint has no such tensor.
+        """
+        import torch
+        from safetensors import safe_open
+
+        key = self._key(f"{module_path}.weight")
+        with safe_open(self._files[key], framework="pt") as tensors:
+            return tensors.get_tensor(key).to(torch.float32)
+
+    def _key(self, wanted: str) -> str:
+        """Returns the checkpoint's key: some checkpoints leave out the name of the backbone."""
+        for key in (wanted, wanted.partition(".")[2]):
+            if key in self._files:
+                return key
+        raise ModelError(f"the checkpoint has no tensor {wanted!r}, which LoftQ needs in its original precision")
+
+
+def _tensor_files(folder: Path) -> dict[str, Path]:
+    from safetensors import safe_open
+
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {key: folder / file for key, file in weight_map.items()}
+    files: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            files |= dict.fromkeys(tensors.keys(), path)
+    if not files:
+        raise ModelError(f"{folder} has no .safetensors file; other weight formats are not read (pickle is unsafe)")
+    return files

@@ -1,0 +1,78 @@
+"""The loss of one forward, the same for training and for the trace."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+from autopeft.specs import Candidate, TrainerName
+
+if TYPE_CHECKING:
+    import torch
+
+IGNORE_INDEX = -100
+"""Label of a token on which the loss does not count."""
+
+FUSED_OUTPUTS = ("log_probs", "entropy", "is_top1")
+"""What trl's SFTTrainer asks of its fused head; each costs memory, so a trace must ask for the same."""
+
+
+def prepare_loss(model: Any, trainer: TrainerName) -> None:
+    """Gives the base model trl's fused language-model head, which never builds the full logits; before injection."""
+    if trainer == "trl":
+        from trl.trainer.utils import add_fused_lm_head
+
+        add_fused_lm_head(model, outputs=FUSED_OUTPUTS)
+
+
+def batch_loss(model: Any, batch: dict[str, Any], trainer: TrainerName, num_items: Any) -> torch.Tensor:
+    """Returns the summed negative log-likelihood of the batch's supervised tokens divided by ``num_items``.
+
+    Args:
+        model: with or without adapter; prepared by ``prepare_loss``.
+        batch: "input_ids", "attention_mask", "labels", each ``(rows, length)``.
+        trainer: "trl" computes in chunks of positions; "transformers" builds the logits and upcasts them to float32.
+        num_items: supervised tokens of the whole optimizer step (all its forwards), so that accumulation is exact.
+    """
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids") if key in batch}
+    if trainer == "trl":
+        outputs = model(**inputs, labels=batch["labels"], use_cache=False, fused_lm_head=True)
+        return -outputs.log_probs.sum() / num_items
+    # The outputs, and with them the logits, are let go of before backward, as transformers' Trainer does.
+    loss: torch.Tensor = model(**inputs, labels=batch["labels"], use_cache=False, num_items_in_batch=num_items)["loss"]
+    return loss
+
+
+def row_losses(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns each row's summed negative log-likelihood, float32 ``(rows,)``, and its supervised tokens ``(rows,)``.
+
+    Computed as a server computes: no autocast, logits upcast to float32.
+    """
+    import torch
+    from torch.nn import functional
+
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
+    targets = batch["labels"][:, 1:]
+    mask = targets != IGNORE_INDEX
+    token_losses = functional.cross_entropy(logits[:, :-1][mask].float(), targets[mask], reduction="none")
+    losses = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    losses[mask] = token_losses
+    return losses.sum(1), mask.sum(1)
+
+
+def autocast(candidate: Candidate, device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """Returns the mixed-precision context of a training forward: on for 16-bit bases, off for float32."""
+    import torch
+
+    from autopeft.engine.base import torch_dtype
+
+    return torch.autocast(
+        device_type,
+        torch_dtype(candidate.dtype) if uses_autocast(candidate) else None,
+        enabled=uses_autocast(candidate),
+    )
+
+
+def uses_autocast(candidate: Candidate) -> bool:
+    """Returns whether training runs in mixed precision: a 16-bit base with float32 trainable weights."""
+    return candidate.dtype != "float32" and candidate.adapter_dtype == "float32"

@@ -1,0 +1,103 @@
+"""Bytes an element has in the parts of a training step, and the dimensions that the formulas multiply them with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autopeft.memory._block import Family, Targets, adapted, family_of, targets_of
+from autopeft.memory._static import DTYPE_BYTES
+from autopeft.methods import get_method
+from autopeft.specs import Candidate, DeviceKind, ModelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Widths:
+    """Dimensions, and bytes of one element of each kind of tensor.
+
+    Attributes:
+        tokens: of one forward, ``rows * sequence_length``.
+        trained: whether the base weights themselves are trained.
+        autocast: whether products run in 16 bits on float32 trainable weights (``autopeft.engine.loss``).
+        quantized: whether linear layers are bitsandbytes modules.
+        dora: whether the weight is decomposed into direction and magnitude.
+        base: bytes of the dtype that base weights are computed with.
+        adapter: bytes of an adapter weight.
+        product: bytes of what an adapter's products read and write.
+        stream: bytes of the residual stream between the blocks.
+        inner: bytes of the MLP's inner activations.
+    """
+
+    candidate: Candidate
+    model: ModelSpec
+    family: Family
+    targets: Targets
+    kind: DeviceKind
+    tokens: int
+    sequence_length: int
+    trained: bool
+    autocast: bool
+    quantized: bool
+    dora: bool
+    base: int
+    adapter: int
+    product: int
+    stream: int
+    inner: int
+
+    @property
+    def query(self) -> int:
+        """Width of all query heads."""
+        return self.model.attention_heads * self.model.head_dim
+
+    @property
+    def key(self) -> int:
+        """Width of all key heads, and of all value heads."""
+        return self.model.key_value_heads * self.model.head_dim
+
+    @property
+    def normed(self) -> int:
+        """Bytes of a norm's output, which the attention and the MLP read."""
+        return 4 if self.stream == 4 or (self.autocast and self.family.norm != "rms") else self.base
+
+
+def widths_of(candidate: Candidate, model: ModelSpec, kind: DeviceKind, *, sequence_length: int) -> Widths:
+    """Returns the widths of a candidate's training step."""
+    method = get_method(candidate.method)
+    family = family_of(model)
+    base = DTYPE_BYTES[candidate.dtype]
+    adapter = DTYPE_BYTES[candidate.adapter_dtype or candidate.dtype]
+    autocast = base == 2 and candidate.adapter_dtype == "float32"
+    quantized = candidate.quantization != "none"
+    upcast = quantized and candidate.prepare_kbit
+    spec = method.adapter_spec(candidate, _ENOUGH_STEPS) if method.has_adapter else None
+    return Widths(
+        candidate=candidate,
+        model=model,
+        family=family,
+        targets=targets_of(model, candidate.target_modules),
+        kind=kind,
+        tokens=candidate.per_device_batch_size * sequence_length,
+        sequence_length=sequence_length,
+        trained=not method.has_adapter,
+        autocast=autocast,
+        quantized=quantized,
+        dora=spec is not None and bool(spec.settings.get("use_dora")),
+        base=base,
+        adapter=adapter,
+        product=base if autocast else adapter,
+        stream=4 if upcast or (autocast and family.norm == "post") else base,
+        inner=4 if upcast else base,
+    )
+
+
+def trainable_parameters(candidate: Candidate, model: ModelSpec) -> int:
+    """Returns how many parameters require gradients."""
+    method = get_method(candidate.method)
+    if not method.has_adapter:
+        return method.trainable_parameters(candidate, model)
+    layers = adapted(targets_of(model, candidate.target_modules))
+    return sum(layer.count * method.layer_parameters(candidate, layer) for layer in layers)
+
+
+_ENOUGH_STEPS = 1000
+"""Steps that an adapter's specification is asked for; none of its settings that memory depends on changes with them."""

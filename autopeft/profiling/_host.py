@@ -1,0 +1,157 @@
+"""Facts of the host: its processor and the memory and cores that this process may really use."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+# "bf16" is how arm64 Linux spells it; the other two are x86's. A processor without any of them converts in software.
+_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts:
+    """What this process may use of the host.
+
+    Attributes:
+        processor: model name; the architecture ("aarch64") where the system tells no name.
+        total_memory_bytes: physical memory or the container's limit, whichever is less.
+        free_memory_bytes: what could be allocated now.
+        cores: by affinity and container quota, at least 1.
+        has_bfloat16: whether the instruction set computes in bfloat16; None where the system does not tell.
+        idle_accelerators: accelerators that seem present but that no probe reads, one sentence each.
+    """
+
+    processor: str
+    total_memory_bytes: int
+    free_memory_bytes: int
+    cores: int
+    has_bfloat16: bool | None
+    idle_accelerators: tuple[str, ...] = ()
+
+
+def probe_host(root: Path = Path("/")) -> HostFacts:
+    """Returns the facts of this host.
+
+    Args:
+        root: folder under which ``proc``, ``sys`` and ``dev`` are looked up.
+    """
+    cpuinfo = _read_text(root / "proc/cpuinfo")
+    total, free = _usable_memory(root)
+    return HostFacts(
+        processor=_field(cpuinfo, "model name") or platform.processor() or platform.machine() or "unknown processor",
+        total_memory_bytes=total,
+        free_memory_bytes=free,
+        cores=_usable_cores(root),
+        has_bfloat16=_has_bfloat16(cpuinfo),
+        idle_accelerators=_idle_accelerators(root),
+    )
+
+
+def _usable_memory(root: Path) -> tuple[int, int]:
+    """Returns the total and the free bytes, both within every control group that holds this process."""
+    memory = psutil.virtual_memory()
+    total, free = int(memory.total), int(memory.available)
+    for limit, used in _memory_limits(root):
+        total, free = min(total, limit), min(free, max(limit - used, 0))
+    return total, min(free, total)
+
+
+def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Yields the limit and the use in bytes of each control group; page cache that can be dropped is no use."""
+    for folder in _control_groups(root, "memory"):
+        for limit_name, used_name, cache_name in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            limit = _read_text(folder / limit_name).strip()
+            if limit.isdigit():
+                used = int(_read_text(folder / used_name).strip() or 0)
+                yield int(limit), used - _counter(_read_text(folder / "memory.stat"), cache_name)
+
+
+def _usable_cores(root: Path) -> int:
+    """Returns the cores of the affinity mask, cut down to whole cores of the smallest container quota."""
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else psutil.cpu_count() or 1
+    for quota, period in _core_quotas(root):
+        cores = min(cores, quota // period)
+    return max(cores, 1)
+
+
+def _core_quotas(root: Path) -> Iterator[tuple[int, int]]:
+    """Yields quota and period in microseconds of each control group that sets them (-1 and "max" mean no quota)."""
+    for folder in _control_groups(root, "cpu"):
+        limits = _read_text(folder / "cpu.max").split() or [
+            _read_text(folder / "cpu.cfs_quota_us").strip(),
+            _read_text(folder / "cpu.cfs_period_us").strip(),
+        ]
+        if len(limits) == 2 and all(limit.isdigit() for limit in limits) and int(limits[1]) > 0:
+            yield int(limits[0]), int(limits[1])
+
+
+def _control_groups(root: Path, controller: str) -> Iterator[Path]:
+    """Yields the folders of the control groups (version 1 and 2) that hold this process, with all their parents."""
+    mounts = root / "sys/fs/cgroup"
+    for line in _read_text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            yield from _with_parents(mounts, path)
+            yield from _with_parents(mounts / "unified", path)
+        elif controller in controllers.split(","):
+            yield from _with_parents(mounts / controller, path)
+
+
+def _with_parents(mount: Path, path: str) -> Iterator[Path]:
+    """Yields the folder of a control group and of its parents; a limit anywhere above binds too.
+
+    A container often sees its own group as the mount although the kernel names it by the path outside: what does not
+    exist is passed over, the mount itself always comes last.
+    """
+    folder = mount / path.lstrip("/")
+    yield from (part for part in (folder, *folder.parents) if part.is_relative_to(mount) and part.is_dir())
+
+
+def _has_bfloat16(cpuinfo: str) -> bool | None:
+    flags = _field(cpuinfo, "flags") or _field(cpuinfo, "Features")
+    return bool(_BFLOAT16_FLAGS & set(flags.split())) if flags else None
+
+
+def _idle_accelerators(root: Path) -> tuple[str, ...]:
+    found = []
+    if platform.system() == "Darwin" and platform.machine() == "arm64":
+        found.append("the Apple GPU (MPS) is not probed yet; the plan is for the processor")
+    if (root / "dev/kfd").exists():
+        found.append("an AMD GPU seems present (/dev/kfd), but ROCm is not probed yet; the plan is for the processor")
+    return tuple(found)
+
+
+def _field(cpuinfo: str, name: str) -> str:
+    """Returns the first value of a ``name : value`` line, or nothing."""
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() == name:
+            return value.strip()
+    return ""
+
+
+def _counter(statistics: str, name: str) -> int:
+    """Returns the value of a ``name value`` line, or 0."""
+    for line in statistics.splitlines():
+        key, _, value = line.partition(" ")
+        if key == name:
+            return int(value)
+    return 0
+
+
+def _read_text(path: Path) -> str:
+    """Returns a system file's text; nothing where this system does not have or show it."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

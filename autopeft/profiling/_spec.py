@@ -1,0 +1,144 @@
+"""Puts a model's shape and what its files say together into one ModelSpec."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from autopeft.profiling._architectures import shape_of, text_config
+from autopeft.profiling._safetensors_header import Tensor, dominant_dtype
+from autopeft.profiling._shapes import Shape
+from autopeft.specs import ModelSpec
+
+_DTYPES = {
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+_FLOATS = frozenset(_DTYPES)
+_BUFFER = re.compile(r"(\.attn\.(masked_)?bias|position_ids|rotary_emb\.inv_freq)$")
+"""Tensors that old checkpoints hold and transformers computes: GPT-2's masks, BERT's position numbers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a configuration was read and what was found beside it.
+
+    Attributes:
+        where: origin of the configuration, for errors.
+        tensors: from the headers of its weights; empty without weights.
+        parameter_count: stated by a GGUF header or a profile; None to count ``tensors``, or else the configuration.
+        parameter_count_source: who states it.
+        stored_dtype: None to take that of the tensors, or else the configuration's.
+    """
+
+    where: str = "the configuration"
+    format: Literal["folder", "gguf", "hub", "profile"] = "profile"
+    path: str | None = None
+    revision: str | None = None
+    tensors: tuple[Tensor, ...] = ()
+    parameter_count: int | None = None
+    parameter_count_source: Literal["header", "profile"] = "profile"
+    stored_dtype: str | None = None
+    has_chat_template: bool = False
+    has_tokenizer_file: bool = False
+    license: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def build_spec(config: Mapping[str, Any], model_id: str, origin: Origin) -> ModelSpec:
+    """Returns the ModelSpec of a config.json and its origin.
+
+    Raises:
+        ModelError: if the model type is unknown or a field is wrong.
+    """
+    inner, notes = text_config(config)
+    shape = shape_of(inner, origin.where)
+    quantization = _quantization(config)
+    count, source, count_notes = _parameter_count(shape, origin, _obstacle(quantization, is_part=bool(notes)))
+    return ModelSpec(
+        id=model_id,
+        format=origin.format,
+        path=origin.path,
+        revision=origin.revision,
+        model_type=shape.model_type,
+        kind=shape.kind,
+        parameter_count=count,
+        parameter_count_source=source,
+        layers=shape.layers,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        vocab_size=shape.vocab_size,
+        attention_heads=shape.attention_heads,
+        key_value_heads=shape.key_value_heads,
+        head_dim=shape.head_dim,
+        tie_word_embeddings=shape.tie_word_embeddings,
+        linear_layers=shape.linear_layers,
+        context_length=shape.context_length,
+        stored_dtype=_stored_dtype(config, origin),
+        stored_quantization=quantization,
+        has_chat_template=origin.has_chat_template,
+        has_tokenizer_file=origin.has_tokenizer_file,
+        license=origin.license,
+        config=dict(inner),
+        notes=(*notes, *shape.notes, *origin.notes, *count_notes),
+    )
+
+
+def count_parameters(tensors: tuple[Tensor, ...], shape: Shape) -> int:
+    """Returns the elements of the tensors that are parameters of the counted model.
+
+    Left out: buffers, integer tensors, heads of other tasks, and an output head that is tied to the embedding.
+    """
+    return sum(tensor.size for tensor in tensors if _is_parameter(tensor, shape))
+
+
+def _is_parameter(tensor: Tensor, shape: Shape) -> bool:
+    name = tensor.name.removeprefix(f"{shape.base_prefix}.") if shape.base_prefix else tensor.name
+    root = name.split(".")[0]
+    is_tied_head = shape.tie_word_embeddings and root == "lm_head"
+    return tensor.dtype in _FLOATS and root in shape.weight_roots and not is_tied_head and not _BUFFER.search(name)
+
+
+def _parameter_count(
+    shape: Shape, origin: Origin, obstacle: str | None
+) -> tuple[int, Literal["header", "config", "profile"], tuple[str, ...]]:
+    """Returns the count, its source and notes; an ``obstacle`` in the weights leaves the closed form."""
+    if obstacle is not None:
+        return shape.parameter_count, "config", (f"parameters are counted from config.json, because {obstacle}",)
+    count, source = origin.parameter_count, origin.parameter_count_source
+    if origin.tensors:
+        count, source = count_parameters(origin.tensors, shape), "header"
+    if count is None:
+        return shape.parameter_count, "config", ()
+    if count == shape.parameter_count:
+        return count, source, ()
+    note = f"the {source} counts {count:,} parameters where the configuration implies {shape.parameter_count:,}"
+    return count, source, (note,)
+
+
+def _obstacle(quantization: str | None, *, is_part: bool) -> str | None:
+    """Why the elements of the stored tensors are not the parameters; None if they are."""
+    if quantization is not None:
+        return f"the weights are stored packed ({quantization})"
+    return "the weights hold other parts too" if is_part else None
+
+
+def _quantization(config: Mapping[str, Any]) -> str | None:
+    settings = config.get("quantization_config")
+    if not isinstance(settings, dict):
+        return None
+    return str(settings.get("quant_method", "unknown"))
+
+
+def _stored_dtype(config: Mapping[str, Any], origin: Origin) -> str | None:
+    if origin.stored_dtype is not None:
+        return origin.stored_dtype
+    found = dominant_dtype(tensor for tensor in origin.tensors if tensor.dtype in _FLOATS)
+    stated = config.get("dtype", config.get("torch_dtype"))
+    return _DTYPES[found] if found else stated if isinstance(stated, str) else None

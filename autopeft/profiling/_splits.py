@@ -1,0 +1,72 @@
+"""Divides rows into train, choose and test so that copies never stand on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Sequence
+
+from autopeft.errors import DataError
+from autopeft.profiling._formats import Example
+
+
+def split_rows(
+    examples: Sequence[Example], *, choose_rows: int, test_rows: int, seed: int
+) -> dict[str, tuple[int, ...]]:
+    """Returns the row numbers (0-based, ascending) of the splits "train", "choose" and "test".
+
+    Rows with the same prompt (for text: the same text), up to case and white space, stay together, so a held-out row
+    was never trained on. Which rows go where depends on their content and the seed alone, not on their order. The
+    held-out splits hold at most as many rows as asked for: a group that would overfill one stays in train.
+
+    Raises:
+        DataError: if the data cannot give every split that was asked for at least one row.
+    """
+    if choose_rows < 0 or test_rows < 0:
+        raise ValueError(f"choose_rows and test_rows must not be negative, but are {choose_rows} and {test_rows}")
+    splits: dict[str, list[int]] = {"train": [], "choose": [], "test": []}
+    limits = {"test": test_rows, "choose": choose_rows, "train": len(examples)}
+    for group in _groups(examples, seed):
+        name = next(name for name, limit in limits.items() if len(splits[name]) + len(group) <= limit)
+        splits[name].extend(group)
+    _check_filled(splits, limits, len(examples))
+    return {name: tuple(sorted(rows)) for name, rows in splits.items()}
+
+
+def prompt_key(example: Example) -> str:
+    """Returns what two rows share that must not be divided: all that comes before the last supervised turn.
+
+    Rows without a prompt are told apart by their whole content.
+    """
+    if example.text is not None:
+        return _normalized(example.text)
+    turns = example.supervised_turns
+    before = example.messages[: turns[-1]] if turns else example.messages
+    prompt = "\0".join(_normalized(content) for _, content in before)
+    return prompt if prompt.strip("\0") else "\0".join(_normalized(content) for _, content in example.messages)
+
+
+def _groups(examples: Sequence[Example], seed: int) -> list[list[int]]:
+    groups: dict[str, list[int]] = {}
+    for index, example in enumerate(examples):
+        groups.setdefault(prompt_key(example), []).append(index)
+    return [groups[key] for key in sorted(groups, key=lambda key: _rank(key, seed))]
+
+
+def _rank(key: str, seed: int) -> bytes:
+    # surrogatepass: a lone surrogate can stand in a text that did not come from a file.
+    return hashlib.blake2b(f"{seed}:{key}".encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
+def _normalized(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _check_filled(splits: dict[str, list[int]], limits: dict[str, int], rows: int) -> None:
+    empty = [name for name, limit in limits.items() if limit and not splits[name]]
+    if empty or not splits["train"]:
+        raise DataError(
+            f"{rows} rows cannot be split into train, {limits['choose']} to choose by and {limits['test']} to test on: "
+            f"nothing is left for {' and '.join(empty or ['train'])}, as rows with the same prompt stay together; "
+            "hold out fewer rows, or add rows with other prompts"
+        )

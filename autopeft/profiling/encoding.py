@@ -1,0 +1,38 @@
+"""Encodes examples as the tokens that a model is trained on; lengths agree with those of the data profile."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autopeft.errors import ModelError
+from autopeft.profiling._formats import Example
+from autopeft.profiling._tokens import TokenizerCounter
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRow:
+    """One example as tokens.
+
+    Attributes:
+        input_ids: chat template and special tokens included.
+        supervised: half-open ranges of token positions on which the loss counts, ascending.
+    """
+
+    input_ids: tuple[int, ...]
+    supervised: tuple[tuple[int, int], ...]
+
+
+def encode_examples(folder: Path, examples: Sequence[Example]) -> list[EncodedRow]:
+    """Returns every example as tokens of the folder's tokenizer.json.
+
+    Raises:
+        ModelError: if the folder has none.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelError(
+            f"{folder} has no tokenizer.json; save one with transformers: AutoTokenizer.from_pretrained(folder)"
+            ".save_pretrained(folder)"
+        )
+    return [EncodedRow(ids, counted.supervised) for ids, counted in TokenizerCounter(folder).encode(examples)]

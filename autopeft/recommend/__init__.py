@@ -1,0 +1,18 @@
+"""From profiles to ranked candidates: pure, torch-free, the same answer for the same inputs."""
+
+from autopeft.recommend.advice import Advice, advise
+from autopeft.recommend.candidates import CandidateFactory
+from autopeft.recommend.learning_rate import lora_learning_rate
+from autopeft.recommend.ranking import plain_lora, recommend
+from autopeft.recommend.reprice import price_best, reprice
+
+__all__ = [
+    "Advice",
+    "CandidateFactory",
+    "advise",
+    "lora_learning_rate",
+    "plain_lora",
+    "price_best",
+    "recommend",
+    "reprice",
+]

@@ -1,0 +1,203 @@
+"""What the data and the model decide for every candidate alike: length, effective batch, steps, warm-up, rank."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from autopeft.errors import InvalidInputError
+from autopeft.specs import DatasetProfile, Distribution, ModelSpec, OptionValue, PlanInputs
+
+SMALL_ROWS = 1_000
+MEDIUM_ROWS = 10_000
+"""Where effective batch and epochs change; habits of the field, not fitted."""
+
+MAX_SUPERVISED_LOSS = 0.005
+TRAINING_SHARE = 0.8
+"""Share of the rows that are trained on; the others choose and test."""
+
+LENGTH_MULTIPLE = 8
+SHORT_TRAINING_STEPS = 100
+BITS_PER_PARAMETER = 2.0
+BITS_PER_TOKEN = 1.0
+"""What an adapter can store and what one supervised token carries, at most (arXiv 2404.05405 and "LoRA Without
+Regret"; recalled, unverified)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Advice:
+    """What is the same for all candidates of one plan.
+
+    Attributes:
+        sequence_length: tokens of a row that memory and time are computed for.
+        epochs: passes over the training rows.
+        training_rows: rows that are trained on.
+        steps: optimizer steps of one full training.
+        reasons: one sentence for each choice.
+    """
+
+    max_length: int
+    sequence_length: int
+    effective_batch_size: int
+    epochs: int
+    training_rows: int
+    steps: int
+    warmup_ratio: float
+    reasons: tuple[str, ...]
+
+
+def advise(model: ModelSpec, data: DatasetProfile, inputs: PlanInputs) -> Advice:
+    """Returns what data and model decide for every candidate.
+
+    Raises:
+        InvalidInputError: if a length or batch size that was asked for is not possible.
+    """
+    max_length, length_reason = advised_max_length(model, data, inputs.max_length)
+    sequence_length, sequence_reason = priced_length(data, max_length)
+    batch, batch_reason = advised_batch(data.example_count, inputs.effective_batch_size)
+    training_rows = max(1, int(TRAINING_SHARE * data.example_count))
+    epochs = 3 if data.example_count < SMALL_ROWS else 2 if data.example_count < MEDIUM_ROWS else 1
+    steps = math.ceil(epochs * training_rows / batch)
+    warmup = 0.1 if steps < SHORT_TRAINING_STEPS else 0.05
+    steps_reason = (
+        f"{epochs} epoch{'s' if epochs > 1 else ''} over {training_rows} training rows ({TRAINING_SHARE:.0%} of "
+        f"{data.example_count}; the others choose and test) are {steps} steps, {warmup:.0%} of them warm-up"
+    )
+    return Advice(
+        max_length=max_length,
+        sequence_length=sequence_length,
+        effective_batch_size=batch,
+        epochs=epochs,
+        training_rows=training_rows,
+        steps=steps,
+        warmup_ratio=warmup,
+        reasons=(length_reason, sequence_reason, batch_reason, steps_reason),
+    )
+
+
+def advised_max_length(model: ModelSpec, data: DatasetProfile, wanted: int | None) -> tuple[int, str]:
+    """Returns ``max_length`` and why.
+
+    The smallest power of two that loses at most half a percent of the supervised tokens, capped by the context.
+
+    Raises:
+        InvalidInputError: if ``wanted`` is not positive or longer than the model's context.
+    """
+    context = model.context_length
+    if wanted is not None:
+        if wanted < 1 or (context is not None and wanted > context):
+            raise InvalidInputError(
+                f"max_length {wanted} is not possible: {model.id} takes 1 to {context} tokens; give one of these"
+            )
+        return wanted, f"max_length {wanted} was asked for{_loses(data, wanted)}"
+    length = _lossless_length(data)
+    if context is not None and length > context:
+        return context, f"max_length {context}: the model's context ends there{_loses(data, context)}"
+    reason = f"max_length {length}: the smallest power of two that keeps 99.5 % of the supervised tokens"
+    return length, reason + _loses(data, length)
+
+
+def _lossless_length(data: DatasetProfile) -> int:
+    covering = _power_of_two(data.max_tokens)
+    enough = [
+        point.max_length
+        for point in data.truncation
+        if point.supervised_tokens_lost_share <= MAX_SUPERVISED_LOSS
+        and point.max_length == _power_of_two(point.max_length)
+    ]
+    return min([covering, *enough])
+
+
+def _power_of_two(count: int) -> int:
+    """Returns the smallest power of two that is not below ``count``."""
+    return 1 << max(0, count - 1).bit_length()
+
+
+def _loses(data: DatasetProfile, max_length: int) -> str:
+    if max_length >= data.max_tokens:
+        return f" (the longest counted row has {data.max_tokens})"
+    known = [point for point in data.truncation if point.max_length <= max_length]
+    if not known:
+        return f" (the longest counted row has {data.max_tokens}; how much is cut was not counted)"
+    nearest = max(known, key=lambda point: point.max_length)
+    most = "" if nearest.max_length == max_length else "at most "
+    lost, rows = nearest.supervised_tokens_lost_share, nearest.rows_truncated_share
+    return f" (cuts {most}{lost:.1%} of them, in {rows:.1%} of the rows)"
+
+
+def priced_length(data: DatasetProfile, max_length: int) -> tuple[int, str]:
+    """Returns the tokens of a row that memory is computed for, and why.
+
+    The longest row decides, since the worst batch sets the peak. Where only a sample was counted, or lengths are
+    estimated from characters, a longer row may exist: then it is ``max_length`` itself.
+    """
+    if data.token_counts_source == "characters" or data.sampled_examples < data.example_count:
+        reason = "the limit, since not every row was counted with the tokenizer"
+        return max_length, f"memory is computed for rows of {max_length} tokens, {reason}"
+    longest = math.ceil(data.max_tokens / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+    length = max(1, min(max_length, longest))
+    return (
+        length,
+        f"memory is computed for rows of {length} tokens: the longest row (rounded to {LENGTH_MULTIPLE}) or the limit",
+    )
+
+
+def advised_batch(rows: int, wanted: int | None) -> tuple[int, str]:
+    """Returns the effective batch size and why: asked for, or 8 below 1,000 rows, 16 below 10,000, else 32.
+
+    Raises:
+        InvalidInputError: if ``wanted`` is not positive.
+    """
+    if wanted is not None:
+        if wanted < 1:
+            raise InvalidInputError(f"the effective batch size must be at least 1, not {wanted}")
+        return wanted, f"effective batch {wanted} was asked for"
+    batch = 8 if rows < SMALL_ROWS else 16 if rows < MEDIUM_ROWS else 32
+    return (
+        batch,
+        f"effective batch {batch}: {rows} rows, small enough to leave many steps (LoRA loses on large batches)",
+    )
+
+
+def advised_rank(
+    distribution: Distribution, data: DatasetProfile, parameters_at: Callable[[int], int]
+) -> tuple[int, str]:
+    """Returns the rank to start with and why; more data never lowers it.
+
+    One choice below the space's default under 1,000 rows; above, raised until the adapter could store what the
+    supervised tokens carry, at 2 bits a parameter and 1 bit a token.
+
+    Args:
+        distribution: of r.
+        data: its size decides.
+        parameters_at: trainable parameters at a rank.
+    """
+    choices = rank_choices(distribution)
+    default = int(distribution.default)
+    index = max(i for i, choice in enumerate(choices) if choice <= max(default, choices[0]))
+    if data.example_count < SMALL_ROWS:
+        rank = choices[max(0, index - 1)]
+        reason = f"fewer than {SMALL_ROWS} rows need little capacity (default {default})"
+        return rank, f"r {rank}: {reason}"
+    tokens = data.total_tokens * data.supervised_ratio
+    while index + 1 < len(choices) and parameters_at(choices[index]) * BITS_PER_PARAMETER < tokens * BITS_PER_TOKEN:
+        index += 1
+    rank = choices[index]
+    size = f"{parameters_at(rank):,} trainable parameters for {tokens:,.0f} supervised tokens"
+    return rank, f"r {rank}: {size} (counting {BITS_PER_PARAMETER:g} bits a parameter, {BITS_PER_TOKEN:g} a token)"
+
+
+def rank_choices(distribution: Distribution) -> tuple[int, ...]:
+    """Returns the ranks that a space allows, rising: its choices, or the powers of two of its range and its default."""
+    if distribution.type == "categorical":
+        return tuple(sorted(int(choice) for choice in distribution.choices))
+    assert distribution.low is not None
+    assert distribution.high is not None
+    powers = {2**k for k in range(31) if distribution.low <= 2**k <= distribution.high}
+    return tuple(sorted(powers | {int(distribution.default)}))
+
+
+def lower_ranks(distribution: Distribution, rank: OptionValue) -> tuple[int, ...]:
+    """Returns the ranks of a space below ``rank``, falling."""
+    return tuple(choice for choice in reversed(rank_choices(distribution)) if choice < int(rank))

@@ -1,0 +1,110 @@
+"""What of a search space can work on a given model and device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from autopeft.errors import InvalidInputError, UnknownNameError
+from autopeft.profiling.model import adapted_layers, resolve_target_modules
+from autopeft.specs import Device, Distribution, Dtype, MethodSpace, ModelSpec, OptionValue, Quantization
+
+
+def device_dtype(device: Device) -> Dtype:
+    """Returns the type to compute in: bfloat16 where the hardware has it, float16 on CUDA and ROCm, else float32."""
+    if device.supports_bfloat16:
+        return "bfloat16"
+    return "float16" if device.kind in ("cuda", "rocm") and device.supports_float16 else "float32"
+
+
+def training_dtype(device: Device, *, trains_base: bool) -> Dtype:
+    """Returns the type to train in: float32 in place of float16 where the base weights themselves are trained.
+
+    torch's gradient scaler refuses float16 gradients ("Attempting to unscale FP16 gradients"), and AdamW's epsilon
+    vanishes in float16.
+    """
+    dtype = device_dtype(device)
+    return "float32" if trains_base and dtype == "float16" else dtype
+
+
+def quantization_problem(quantization: Quantization, model: ModelSpec, device: Device) -> str | None:
+    """Returns why the base cannot be stored so on this device; None if it can."""
+    if quantization == "none":
+        return None
+    if model.stored_quantization:
+        return f"the checkpoint is already quantized ({model.stored_quantization}), which {quantization} cannot replace"
+    supported = device.supports_nf4 if quantization == "nf4" else device.supports_int8
+    return None if supported else f"{device.name} does not support {quantization} storage"
+
+
+def narrowest_width(model: ModelSpec) -> int:
+    """Returns the smaller side of the smallest adaptable weight matrix: no update of it has a higher rank."""
+    layers = adapted_layers(model, resolve_target_modules(model, ("all-linear",)))
+    return min(min(layer.in_features, layer.out_features) for layer in layers)
+
+
+def known_aliases(model: ModelSpec, aliases: Sequence[OptionValue]) -> tuple[str, ...]:
+    """Returns the aliases of target modules that name layers of this model, in the given order."""
+    known = []
+    for alias in aliases:
+        try:
+            resolve_target_modules(model, (str(alias),))
+        except InvalidInputError:
+            continue
+        known.append(str(alias))
+    return tuple(known)
+
+
+def keep_choices(space: MethodSpace, name: str, kept: Sequence[OptionValue]) -> MethodSpace:
+    """Returns the space with one knob restricted to some of its values; a lost default becomes the nearest kept one."""
+    distribution = space.parameters.get(name)
+    if distribution is None:
+        return space
+    return replace(space, parameters={**space.parameters, name: _restricted(distribution, kept)})
+
+
+def _restricted(distribution: Distribution, kept: Sequence[OptionValue]) -> Distribution:
+    assert kept, "a knob needs at least one value"
+    numbers = [float(value) for value in kept if isinstance(value, int | float) and not isinstance(value, bool)]
+    if distribution.type != "categorical":
+        high = max(numbers)
+        return replace(distribution, high=high, default=min(float(distribution.default), high))
+    choices = tuple(choice for choice in distribution.choices if choice in kept)
+    default = distribution.default
+    if default not in choices:
+        default = _nearest(choices, default)
+    return replace(distribution, choices=choices, default=default)
+
+
+def _nearest(choices: Sequence[OptionValue], lost: OptionValue) -> OptionValue:
+    if isinstance(lost, str) or any(isinstance(choice, str) for choice in choices):
+        return choices[0]
+    return min(choices, key=lambda choice: abs(float(choice) - float(lost)))
+
+
+def check_values(space: MethodSpace, values: Mapping[str, OptionValue]) -> None:
+    """Checks knob values against a space.
+
+    Raises:
+        UnknownNameError: for a knob that the space does not have.
+        InvalidInputError: naming all values outside it.
+    """
+    problems = []
+    for name, value in values.items():
+        if name not in space.parameters:
+            raise UnknownNameError(f"knob of {space.method}", name, space.parameters)
+        problem = _value_problem(space.parameters[name], value)
+        problems += [f"{name} {value!r} is {problem}"] if problem else []
+    if problems:
+        raise InvalidInputError(f"search_spaces/{space.method}.yaml does not allow this: {'; '.join(problems)}")
+
+
+def _value_problem(distribution: Distribution, value: OptionValue) -> str | None:
+    if distribution.type == "categorical":
+        return None if value in distribution.choices else f"none of {', '.join(map(repr, distribution.choices))}"
+    assert distribution.low is not None
+    assert distribution.high is not None
+    if isinstance(value, str | bool):
+        return "no number"
+    inside = distribution.low <= value <= distribution.high
+    return None if inside else f"outside {distribution.low:g} to {distribution.high:g}"

@@ -1,0 +1,170 @@
+"""Ranks candidates of all methods: the torch-free core of `autopeft suggest`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from autopeft.errors import NothingFitsError
+from autopeft.methods import get_method, method_names
+from autopeft.recommend.advice import lower_ranks
+from autopeft.recommend.candidates import CandidateFactory, Pricer
+from autopeft.recommend.scoring import HALVED_RANK_POINTS, POINTS_PER_DOUBLED_TIME
+from autopeft.recommend.shortage import shortage_text
+from autopeft.specs import (
+    Baseline,
+    Candidate,
+    DatasetProfile,
+    HardwareProfile,
+    ModelSpec,
+    OptionValue,
+    PlanInputs,
+    Quantization,
+    RankedCandidate,
+    Recommendation,
+    RejectedCandidate,
+)
+
+MARGIN = 0.05
+"""Doublings of time that a lower rank can save by itself, the adapter being a few percent of the work."""
+
+PLAIN_RANK = 16
+PLAIN_ALPHA = 16.0
+PLAIN_LEARNING_RATE = 2e-4
+"""The recipe of most tutorials: Hugging Face's and Unsloth's notebooks use r 16, alpha 16 and 2e-4."""
+
+
+def recommend(
+    hardware: HardwareProfile,
+    model: ModelSpec,
+    data: DatasetProfile,
+    inputs: PlanInputs,
+    *,
+    seed: int,
+    price: Pricer | None = None,
+) -> Recommendation:
+    """Returns the candidates that fit, best first, and what was rejected with its reason.
+
+    Args:
+        hardware: its first device trains.
+        model: what is fine-tuned.
+        data: what it is fine-tuned on.
+        inputs: what the user asked for: budget, methods, batch, length.
+        seed: written into the plan; the ranking itself is not random.
+        price: ``estimate_memory`` or one with its signature; None means the closed form.
+
+    Raises:
+        UnknownNameError: for an unknown method.
+        InvalidInputError: if a length or batch size that was asked for is not possible.
+        NothingFitsError: with the smallest estimate, what it lacks and what would help.
+    """
+    factory = CandidateFactory(model, data, hardware, inputs, price)
+    names = inputs.methods or method_names()
+    ranked: list[RankedCandidate] = []
+    rejected: list[RejectedCandidate] = []
+    for name in dict.fromkeys(names):
+        get_method(name)
+        for quantization in factory.drafts.quantizations(name):
+            answer = best_of_variant(factory, name, quantization)
+            (ranked if isinstance(answer, RankedCandidate) else rejected).append(answer)  # type: ignore[arg-type]
+    if not ranked:
+        raise NothingFitsError(shortage_text(factory, rejected))
+    recipe = factory.price(plain_lora(factory))
+    return Recommendation(
+        seed=seed,
+        inputs=inputs,
+        hardware=hardware,
+        model=model,
+        data=data,
+        candidates=tuple(sorted(ranked, key=order)),
+        rejected=tuple(sorted(rejected, key=lambda entry: (entry.method, entry.variant))),
+        baselines=_baselines(recipe),
+        notes=_notes(factory, recipe),
+    )
+
+
+def best_of_variant(
+    factory: CandidateFactory, method: str, quantization: Quantization
+) -> RankedCandidate | RejectedCandidate:
+    """Returns the best candidate of a method on one storage of the base, or why there is none.
+
+    The recommended settings first; where they do not fit, or memory slows them by more than a lower rank would cost in
+    quality, lower ranks and fewer target modules are tried too, and the best score wins.
+    """
+    variant = factory.variant(method, quantization)
+    if variant.problem is not None:
+        required = None if variant.smallest is None else variant.smallest.required_bytes
+        return RejectedCandidate(method=method, variant=quantization, reason=variant.problem, required_bytes=required)
+    found: list[RankedCandidate] = []
+    closest: list[RejectedCandidate] = []
+    for values in _ladder(factory, method, quantization):
+        priced = factory.price(factory.candidate(method, values))
+        if isinstance(priced, RejectedCandidate):
+            closest.append(priced)
+            continue
+        found.append(priced)
+        if factory.doublings_lost(priced) < HALVED_RANK_POINTS / POINTS_PER_DOUBLED_TIME - MARGIN:
+            break
+    if found:
+        return max(found, key=lambda entry: entry.score)
+    return min(closest, key=lambda entry: entry.required_bytes or 0)
+
+
+def _ladder(factory: CandidateFactory, method: str, quantization: Quantization) -> Iterator[dict[str, OptionValue]]:
+    """Yields knob values from the recommended ones to the leanest: the next lower and the lowest rank, fewer targets."""
+    space = factory.allowed(method)
+    start: dict[str, OptionValue] = {"quantization": quantization} if "quantization" in space.parameters else {}
+    advice = factory.drafts.rank_advice(method)
+    lower = () if advice is None else lower_ranks(space.parameters["r"], advice[0])
+    ranks = dict.fromkeys((*lower[:1], *lower[-1:]))
+    targets = space.parameters.get("target_modules")
+    narrower = [name for name in targets.choices if name != targets.default] if targets else []
+    yield start
+    yield from (start | {"r": r} for r in ranks)
+    for name in narrower:
+        yield start | {"target_modules": name}
+        yield from (start | {"target_modules": name, "r": r} for r in lower[-1:])
+
+
+def order(entry: RankedCandidate) -> tuple[float, float, str, str]:
+    """Returns the sort key of a plan: best score first, ties by cost, then by name."""
+    cost = entry.predicted_seconds if entry.predicted_seconds is not None else float(entry.estimate.required_bytes)
+    return (-entry.score, cost, entry.candidate.method, entry.candidate.quantization)
+
+
+def plain_lora(factory: CandidateFactory) -> Candidate:
+    """Returns the field's default recipe at the plan's batch and length: LoRA r 16, alpha 16, all linear layers, 2e-4.
+
+    Its base is quantized only where it does not fit otherwise.
+    """
+    values: dict[str, OptionValue] = {
+        "r": PLAIN_RANK,
+        "learning_rate": PLAIN_LEARNING_RATE,
+        "target_modules": "all-linear",
+        "lora_dropout": 0.0,
+    }
+    return factory.recipe("lora", values, lora_alpha=PLAIN_ALPHA)
+
+
+def _baselines(recipe: RankedCandidate | RejectedCandidate) -> tuple[Baseline, ...]:
+    untouched = Baseline(name="untouched-base", candidate=None, description="the base model as it is, not trained")
+    if isinstance(recipe, RejectedCandidate):
+        return (untouched,)
+    settings = f"r {PLAIN_RANK}, alpha {PLAIN_ALPHA:g}, all linear layers, learning rate {PLAIN_LEARNING_RATE:.0e}"
+    plain = Baseline(name="plain-lora", candidate=recipe.candidate, description=f"plain LoRA: {settings}")
+    return (untouched, plain)
+
+
+def _notes(factory: CandidateFactory, recipe: RankedCandidate | RejectedCandidate) -> tuple[str, ...]:
+    notes = [
+        "tuned methods differ by about one point of task quality (arXiv 2602.04998, 2601.22708): the order is a start, "
+        "`autopeft run` decides"
+    ]
+    budget = factory.inputs.budget_memory_bytes
+    if factory.data.token_counts_source == "characters":
+        notes.append("token counts are estimated from characters; with a tokenizer.json lengths and steps are exact")
+    if budget is not None and factory.available_bytes < budget:
+        free = f"{factory.hardware.device.name} has {factory.available_bytes} bytes free"
+        notes.append(f"the budget is {budget} bytes, but {free}, which decides")
+    if isinstance(recipe, RejectedCandidate):
+        notes.append(f"the plain LoRA recipe is no baseline here: {recipe.reason}")
+    return tuple(notes)

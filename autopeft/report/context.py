@@ -1,0 +1,174 @@
+"""The sections that say under which conditions it was measured: rejections, data, reproducibility."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from autopeft.report.content import Cell, Section, Table, facts_table, text_rows
+from autopeft.report.formats import NOT_MEASURED, counted, format_share, format_size, joined
+from autopeft.report.record import RunRecord
+from autopeft.specs import DatasetProfile, Finding, HardwareProfile, ModelSpec, RejectedCandidate
+from autopeft.units import format_count, format_gib
+
+_DEEPEST = 4
+
+
+def rejected_section(record: RunRecord) -> Section:
+    """Returns what was not tried, or did not work, with the reason."""
+    rejected = Table(
+        caption="Rejected before the search",
+        columns=("method", "variant", "smallest need (GiB)", "reason"),
+        rows=tuple(map(_rejected_row, record.plan.rejected)),
+    )
+    broken = [trial for trial in record.trials if trial.status in ("failed", "oom", "timeout")]
+    failures = Table(
+        caption="Trainings that did not finish",
+        columns=("name", "method", "status", "error"),
+        rows=text_rows((t.name, t.candidate.method, t.status, t.error or "no error text is recorded") for t in broken),
+    )
+    tables = tuple(table for table in (rejected, failures) if table.rows)
+    paragraphs = () if tables else ("Nothing was rejected and no training failed.",)
+    return Section(anchor="rejected", title="Rejected, and why", paragraphs=paragraphs, tables=tables)
+
+
+def data_section(record: RunRecord) -> Section:
+    """Returns the data set's size and what was found in it."""
+    data = record.plan.data
+    told = (
+        counted(len(data.findings), "finding") + ", worst first."
+        if data.findings
+        else "Nothing was found that changes a decision."
+    )
+    tables = [facts_table("The data set", data_facts(data))]
+    if data.findings:
+        columns = ("severity", "what was found", "rows", "examples", "what to do")
+        rows = tuple(map(_finding_row, data.findings))
+        tables.append(Table(caption="Findings", columns=columns, rows=rows))
+    return Section(anchor="data", title="Data", paragraphs=(told,), tables=tuple(tables))
+
+
+def reproducibility_section(record: RunRecord) -> Section:
+    """Returns versions, seeds, hashes and hardware."""
+    plan = record.plan
+    facts = [
+        ("run folder", record.folder),
+        ("seed of the plan", str(plan.seed)),
+        ("seeds of the trainings", joined(sorted({str(trial.seed) for trial in record.trials}))),
+        ("hash of the data (SHA-256)", plan.data.content_hash),
+        *model_facts(plan.model),
+        *hardware_facts(plan.hardware),
+    ]
+    versions: dict[str, set[str]] = {}
+    for trial in record.trials:
+        for library, version in trial.versions.items():
+            versions.setdefault(library, set()).add(version)
+    tables = [facts_table("Seeds, hashes, model, hardware", facts)]
+    if versions:
+        tables.append(
+            facts_table("Library versions", [(name, joined(sorted(found))) for name, found in sorted(versions.items())])
+        )
+    if record.manifest:
+        tables.append(facts_table("manifest.json", list(flat_facts(record.manifest)), folded=True))
+    return Section(anchor="reproducibility", title="Reproducibility", tables=tuple(tables))
+
+
+def data_facts(data: DatasetProfile) -> list[tuple[str, str]]:
+    """Returns a data set's profile as names and values."""
+    estimated = " (estimated from characters)" if data.token_counts_source == "characters" else ""
+    quantiles = ", ".join(f"{100 * float(key):g} %: {tokens:,}" for key, tokens in data.token_quantiles.items())
+    facts = [
+        ("source", data.source),
+        ("files", joined(data.files)),
+        ("format", data.format),
+        ("columns", joined(f"{role} = {column}" for role, column in data.columns.items())),
+        ("task", data.task.replace("_", " ")),
+        ("examples", f"{data.example_count:,}"),
+        ("tokens of all rows", f"{data.total_tokens:,}{estimated}"),
+        ("tokens of a row", f"mean {data.mean_tokens:.1f}, longest {data.max_tokens:,}"),
+        ("quantiles of tokens", quantiles or NOT_MEASURED),
+        ("supervised tokens", format_share(data.supervised_ratio)),
+        ("exact duplicates", f"{data.duplicate_count:,}"),
+    ]
+    for point in data.truncation:
+        rows, lost = format_share(point.rows_truncated_share), format_share(point.supervised_tokens_lost_share)
+        facts.append((f"max_length {point.max_length}", f"cuts {rows} of the rows and {lost} of the supervised tokens"))
+    return facts + [(f"label {label}", f"{count:,} rows") for label, count in data.label_counts.items()]
+
+
+def model_facts(model: ModelSpec) -> list[tuple[str, str]]:
+    """Returns a model's shape as names and values."""
+    shape = f"{model.layers} layers, hidden {model.hidden_size}, intermediate {model.intermediate_size}"
+    heads = f"{model.attention_heads} heads, {model.key_value_heads} key-value heads of {model.head_dim}"
+    return [
+        ("model", f"{model.id} ({model.model_type}, {model.kind})"),
+        ("model read from", f"{model.format}: {model.path}" if model.path else model.format),
+        ("model revision", model.revision or "not known"),
+        ("parameters", f"{format_count(model.parameter_count)} (from the {model.parameter_count_source})"),
+        ("shape", shape),
+        ("vocabulary", f"{model.vocab_size:,}{' (tied embeddings)' if model.tie_word_embeddings else ''}"),
+        ("attention", heads),
+        ("context length", "not stated" if model.context_length is None else f"{model.context_length:,}"),
+        ("checkpoint", model.stored_quantization or model.stored_dtype or "not known"),
+    ]
+
+
+def hardware_facts(hardware: HardwareProfile) -> list[tuple[str, str]]:
+    """Returns a machine's devices as names and values."""
+    device = hardware.device
+    capability = device.compute_capability
+    bandwidth = device.memory_bandwidth_bytes_per_second
+    speeds = ", ".join(f"{dtype} {flops / 1e12:.3g} TFLOP/s" for dtype, flops in device.peak_flops.items())
+    kinds = {"bfloat16": device.supports_bfloat16, "float16": device.supports_float16, "int8": device.supports_int8}
+    kinds |= {"nf4": device.supports_nf4, "flash attention": device.supports_flash_attention}
+    host = hardware.host_memory_bytes
+    return [
+        ("hardware", f"{hardware.name} ({hardware.origin})"),
+        ("device", f"{hardware.device_count} x {device.name} ({device.kind})"),
+        ("device memory", f"{format_gib(device.free_memory_bytes)} free of {format_gib(device.total_memory_bytes)}"),
+        ("compute capability", ".".join(map(str, capability)) if capability else "not applicable"),
+        ("memory bandwidth", f"{bandwidth / 1e9:.4g} GB/s" if bandwidth else "not known"),
+        ("peak speed", speeds or "not known"),
+        ("supports", joined(name for name, supported in kinds.items() if supported)),
+        ("host memory", format_gib(host) if host is not None else "not known"),
+        ("host cores", str(hardware.host_cores) if hardware.host_cores is not None else "not known"),
+    ]
+
+
+def flat_facts(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
+    """Yields nested JSON data as dotted names and values; long and deep parts are counted, not shown."""
+    if isinstance(content, dict) and depth < _DEEPEST:
+        for key, value in content.items():
+            yield from flat_facts(value, f"{name}.{key}" if name else str(key), depth + 1)
+    elif (
+        isinstance(content, list)
+        and all(not isinstance(value, dict | list) for value in content)
+        and len(content) <= 16
+    ):
+        yield name, ", ".join(map(_scalar, content)) or "none"
+    elif isinstance(content, dict | list):
+        yield name, f"{len(content)} entries, see manifest.json"
+    else:
+        yield name, _scalar(content)
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
+def _rejected_row(entry: RejectedCandidate) -> tuple[Cell, ...]:
+    size = "not priced" if entry.required_bytes is None else format_size(entry.required_bytes)
+    return (Cell(entry.method), Cell(entry.variant), Cell(size, entry.required_bytes), Cell(entry.reason))
+
+
+def _finding_row(finding: Finding) -> tuple[Cell, ...]:
+    examples = " / ".join(finding.examples) or "-"
+    return (
+        Cell(finding.severity),
+        Cell(finding.message),
+        Cell(f"{finding.count:,}", finding.count),
+        Cell(examples),
+        Cell(finding.advice or "-"),
+    )

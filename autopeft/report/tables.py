@@ -1,0 +1,249 @@
+"""Tables for the terminal, 80 columns wide; the caller prints them with rich."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from autopeft.methods import PeftMethod
+from autopeft.report.context import data_facts, hardware_facts, model_facts
+from autopeft.report.formats import (
+    batch_label,
+    display_name,
+    format_interval,
+    format_loss,
+    format_optional,
+    format_rate,
+    format_seconds,
+    joined,
+    target_label,
+)
+from autopeft.specs import (
+    DatasetProfile,
+    Finding,
+    HardwareProfile,
+    MemoryEstimate,
+    MethodSpace,
+    ModelSpec,
+    RankedCandidate,
+    Recommendation,
+    RejectedCandidate,
+    Verdict,
+)
+from autopeft.units import GIB, format_duration, format_gib
+
+_SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+
+
+def suggest_table(plan: Recommendation) -> RenderableType:
+    """Returns the ranked candidates with price and reasons, then what was rejected."""
+    parts: list[RenderableType] = [_heading(plan), _candidates(plan)]
+    shared = _shared_reasons(plan.candidates)
+    if shared:
+        parts += [_bold("Why, for all of them"), _bullets(shared), Text()]
+    own = [_own_reasons(place, entry, shared) for place, entry in enumerate(plan.candidates, 1)]
+    if any(own):
+        parts += [_bold("Why, one by one"), *(part for part in own if part), Text()]
+    if plan.rejected:
+        parts += [_bold("Rejected"), _bullets(map(_rejected_line, plan.rejected)), Text()]
+    if plan.notes:
+        parts += [_bold("Notes"), _bullets(plan.notes)]
+    return Group(*parts)
+
+
+def methods_table(methods: Iterable[PeftMethod], spaces: Mapping[str, MethodSpace]) -> RenderableType:
+    """Returns the registry: every method with its rule, its purpose and its knobs."""
+    table = _table(("method", 8), ("changed weight", 27), ("what it does", 42))
+    for method in methods:
+        space = spaces[method.name]
+        searched = "" if space.searched_by_default else "; only when asked for: --method " + method.name
+        purpose = f"{space.summary}{searched}\nsearches {joined(space.parameters)}\n{method.paper}"
+        table.add_row(*map(_text, (method.name, method.update_rule, purpose)), end_section=True)
+    return table
+
+
+def hardware_table(profile: HardwareProfile) -> RenderableType:
+    """Returns a machine's devices, and what a probe could not know."""
+    checked = f" (checked {profile.checked})" if profile.checked else ""
+    facts = [*hardware_facts(profile), ("source", f"{profile.source or 'not stated'}{checked}")]
+    return Group(_facts(facts), *_noted(profile.notes))
+
+
+def model_table(model: ModelSpec) -> RenderableType:
+    """Returns a model's shape and its linear layers."""
+    layers = _table(("layer", 22), ("in", 8), ("out", 8), ("count", 6), ("role", 10), ("bias", 5), ("4-bit", 6))
+    for layer in model.linear_layers:
+        flags = (layer.role, "yes" if layer.has_bias else "no", "yes" if layer.quantizable else "no")
+        sizes = (f"{layer.in_features:,}", f"{layer.out_features:,}", f"{layer.count:,}")
+        layers.add_row(*map(_text, (layer.name, *sizes, *flags)))
+    return Group(_facts(model_facts(model)), layers, *_noted(model.notes))
+
+
+def data_table(data: DatasetProfile) -> RenderableType:
+    """Returns a data set's size and shape, and the findings, worst first."""
+    found = [_finding(finding) for finding in data.findings] or [Text("No finding changes a decision.")]
+    return Group(_facts(data_facts(data)), _bold("Findings"), *found)
+
+
+def estimate_table(estimate: MemoryEstimate) -> RenderableType:
+    """Returns the predicted memory of one configuration, by component and by phase, and what it holds for."""
+    facts = [
+        ("required", format_gib(estimate.required_bytes)),
+        ("peak allocated", f"{format_gib(estimate.peak_memory_bytes)} (± {estimate.relative_error:.0%})"),
+        ("peak reserved", format_gib(estimate.peak_reserved_bytes)),
+        *((f"  {name.replace('_', ' ')}", format_gib(size)) for name, size in estimate.components.items() if size),
+        *((f"  after {name}", format_gib(size)) for name, size in estimate.phases.items()),
+        ("trainable parameters", f"{estimate.trainable_parameters:,}"),
+        ("time of a step", format_seconds(estimate.seconds_per_step)),
+        ("found by", estimate.source.replace("_", " ")),
+    ]
+    return Group(_facts(facts), _bold("Assumptions"), _bullets(estimate.assumptions))
+
+
+def verdict_table(verdict: Verdict) -> RenderableType:
+    """Returns the conclusion, the ranking of the methods, the comparisons, and what the budget cut."""
+    ranking = _table(
+        ("method", 10),
+        ("r", 4),
+        ("learning rate", 14),
+        ("choose loss", 12),
+        ("test loss", 10),
+        ("against the first", 28),
+    )
+    for entry in verdict.ranking:
+        candidate = entry.candidate
+        losses = (format_loss(entry.choose_loss), format_loss(entry.test_loss), format_interval(entry.against_best))
+        settings = (entry.method, format_optional(candidate.r), format_rate(candidate.learning_rate))
+        ranking.add_row(*map(_text, (*settings, *losses)))
+    compared = _table(("full training, test split", 26), ("loss", 8), ("winner against it (95 %)", 34))
+    against = {comparison.right: comparison for comparison in verdict.comparisons if comparison.left == "winner"}
+    for name, loss in verdict.losses.items():
+        shown = format_interval(against[name]) if name in against else ""
+        compared.add_row(*map(_text, (display_name(name), format_loss(loss), shown)))
+    parts: list[RenderableType] = [
+        _bold("Verdict"),
+        _text(verdict.conclusion),
+        Text(),
+        ranking,
+        Text(),
+        compared,
+        Text(),
+    ]
+    for title, lines in (("What the budget cut", verdict.cut), ("What the figures do not cover", verdict.caveats)):
+        if lines:
+            parts += [_bold(title), _bullets(lines)]
+    return Group(*parts)
+
+
+def _heading(plan: Recommendation) -> Text:
+    device = plan.hardware.device
+    batch = f"{plan.data.example_count:,} examples, {plan.data.mean_tokens:.0f} tokens each"
+    memory = f"{format_gib(device.free_memory_bytes)} free"
+    lines = (
+        f"model     {plan.model.id}",
+        f"data      {plan.data.source}: {batch}",
+        f"hardware  {device.name}: {memory}",
+    )
+    return _text("\n".join(lines))
+
+
+def _candidates(plan: Recommendation) -> Table:
+    table = _table(
+        ("#", 2), ("method", 8), ("r", 3), ("alpha", 5), ("targets", 11), ("base", 5), ("batch\nx acc.", 6),
+        ("learn.\nrate", 7), ("GiB of\navailable", 13), ("time", 7),
+    )  # fmt: skip
+    for place, entry in enumerate(plan.candidates, 1):
+        candidate = entry.candidate
+        cells = (
+            str(place),
+            candidate.method,
+            format_optional(candidate.r),
+            format_optional(candidate.lora_alpha),
+            target_label(candidate, plan.model),
+            _base_label(entry),
+            batch_label(candidate),
+            format_rate(candidate.learning_rate),
+            f"{_gib(entry.estimate.required_bytes)}/{_gib(entry.available_bytes)}",
+            "unknown" if entry.predicted_seconds is None else format_duration(entry.predicted_seconds),
+        )
+        table.add_row(*map(_text, cells))
+    return table
+
+
+def _gib(size_bytes: int) -> str:
+    size = size_bytes / GIB
+    return f"{size:.2f}" if size < 100 else f"{size:.1f}"
+
+
+def _base_label(entry: RankedCandidate) -> str:
+    short = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+    quantization = entry.candidate.quantization
+    return short[entry.candidate.dtype] if quantization == "none" else quantization
+
+
+def _shared_reasons(candidates: Sequence[RankedCandidate]) -> tuple[str, ...]:
+    if len(candidates) < 2:
+        return ()
+    first, *others = (entry.reasons for entry in candidates)
+    return tuple(reason for reason in first if all(reason in reasons for reasons in others))
+
+
+def _own_reasons(place: int, entry: RankedCandidate, shared: tuple[str, ...]) -> RenderableType | None:
+    own = [reason for reason in entry.reasons if reason not in shared]
+    if not own:
+        return None
+    return Group(_text(f"{place}  {entry.candidate.method} ({_base_label(entry)})"), _bullets(own))
+
+
+def _rejected_line(entry: RejectedCandidate) -> str:
+    return f"{entry.method} ({entry.variant}): {entry.reason}" if entry.variant else f"{entry.method}: {entry.reason}"
+
+
+def _finding(finding: Finding) -> RenderableType:
+    line = Text.assemble((finding.severity, _SEVERITY_STYLES[finding.severity]), "  ", _text(finding.message))
+    advice = [f"what to do: {finding.advice}"] if finding.advice else []
+    return Group(line, _bullets([*finding.examples, *advice]))
+
+
+def _noted(notes: Sequence[str]) -> list[RenderableType]:
+    return [_bold("Notes"), _bullets(notes)] if notes else []
+
+
+def _facts(facts: Iterable[tuple[str, str]]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(width=24, overflow="fold")
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(_text(name, "bold"), _text(value))
+    return table
+
+
+def _table(*columns: tuple[str, int]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for name, width in columns:
+        table.add_column(name, max_width=width, overflow="fold")
+    return table
+
+
+def _bullets(lines: Iterable[str]) -> RenderableType:
+    grid = Table.grid(padding=(0, 1, 0, 0))
+    grid.add_column(width=1)
+    grid.add_column(overflow="fold")
+    for line in lines:
+        grid.add_row("-", _text(line))
+    return Padding(grid, (0, 0, 0, 2))
+
+
+def _bold(text: str) -> Text:
+    return Text(text, style="bold")
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Returns text in which neither rich's markup nor a terminal's control characters mean anything."""
+    return Text(re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text), style=style)

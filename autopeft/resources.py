@@ -1,0 +1,88 @@
+"""Finds and reads the YAML files that the project ships: search spaces and profiles.
+
+They live once, at the repository root; a wheel carries them inside the package.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import yaml
+
+from autopeft.errors import InvalidInputError
+
+T = TypeVar("T")
+_PACKAGE = Path(__file__).parent
+
+
+@functools.cache
+def resource_folder(name: str) -> Path:
+    """Returns the folder ``name`` ("search_spaces", "profiles/hardware", ...) of the source tree or the wheel."""
+    for root in (_PACKAGE / "_resources", _PACKAGE.parent):
+        folder = root / name
+        if folder.is_dir():
+            return folder
+    raise InvalidInputError(
+        f"this installation of autopeft lacks its folder {name!r}; reinstall it: pip install --force-reinstall autopeft"
+    )
+
+
+def plugin_folders() -> tuple[Path, ...]:
+    """Returns the folders named by the environment variable ``AUTOPEFT_PLUGINS``, which adds methods to the registry.
+
+    Raises:
+        InvalidInputError: if one of them does not exist.
+    """
+    folders = tuple(Path(part) for part in os.environ.get("AUTOPEFT_PLUGINS", "").split(os.pathsep) if part)
+    for folder in folders:
+        if not folder.is_dir():
+            raise InvalidInputError(f"AUTOPEFT_PLUGINS names {folder}, which is no folder")
+    return folders
+
+
+def yaml_files(folder: str) -> dict[str, Path]:
+    """Returns every YAML file of a resource folder by its name without ending, in alphabetical order."""
+    return {path.stem: path for path in sorted(resource_folder(folder).glob("*.yaml"))}
+
+
+def read_yaml(path: Path) -> Any:
+    """Returns the content of a YAML file.
+
+    Raises:
+        InvalidInputError: naming the file and the line, if it cannot be read or parsed.
+    """
+    try:
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidInputError(f"{path} is not UTF-8 text: {error.reason}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise InvalidInputError(f"{path}{line} is not valid YAML: {getattr(error, 'problem', error)}") from error
+
+
+def read_record(path: Path, record_type: type[T]) -> T:
+    """Returns a YAML file as a dataclass; unknown and missing keys and wrong types are errors that name the file."""
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise InvalidInputError(f"{path} must hold a mapping, not {type(content).__name__}")
+    return to_record(content, record_type, str(path))
+
+
+def to_record(content: dict[str, Any], record_type: type[T], where: str) -> T:
+    """Returns a mapping as a dataclass, checked; ``where`` names its origin in errors."""
+    known = set(getattr(record_type, "__dataclass_fields__", {}))
+    unknown = sorted(str(key) for key in content if key not in known)
+    if unknown:
+        raise InvalidInputError(f"{where}: unknown keys {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+    try:
+        return msgspec.convert(content, record_type)
+    except msgspec.ValidationError as error:
+        raise InvalidInputError(f"{where}: {error}") from error

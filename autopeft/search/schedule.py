@@ -1,0 +1,297 @@
+"""Divides a budget: how many trials, how many steps each, what is kept for the final trainings and the test scores.
+
+Pure: figures in, figures out. Times are seconds, lengths are optimizer steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from autopeft.units import format_duration
+
+FLOOR_STEPS = 12
+"""A trial shorter than this says nothing of its learning rate; a method is dropped before its trial is cut below."""
+
+WANTED_STEPS = 32
+"""Trials are lengthened to this before there are more of them than one for each method."""
+
+TRIALS_PER_METHOD = 4
+SEARCH_SHARE = 0.6
+MARGIN_SHARE = 0.08
+TIGHT_SECONDS = 1800.0
+SMALL_DATA_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitSizes:
+    """Rows held out for choosing and for the final figures."""
+
+    choose_rows: int
+    test_rows: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calibration:
+    """What a few steps of plain LoRA took on this machine.
+
+    Attributes:
+        seconds_per_step: one optimizer step.
+        fixed_seconds: load, inject and save of one training.
+        choose_seconds: scoring the choose split once.
+        test_seconds: scoring the test split once, the load included.
+    """
+
+    seconds_per_step: float
+    fixed_seconds: float
+    choose_seconds: float
+    test_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What is to be scheduled.
+
+    Attributes:
+        step_ratios: seconds of one step as a multiple of plain LoRA's, by method, in the order of the first trials.
+        steps_per_epoch: optimizer steps over the training rows.
+        train_rows: rows of the train split.
+        trials: limit that the user gave; None means TRIALS_PER_METHOD for each method.
+        remaining_seconds: of the time budget; None means no limit.
+    """
+
+    step_ratios: dict[str, float]
+    steps_per_epoch: int
+    train_rows: int
+    trials: int | None
+    remaining_seconds: float | None
+
+    @property
+    def full_steps(self) -> int:
+        """Steps of an uncut final training: one epoch, three for small data."""
+        return self.steps_per_epoch * (3 if self.train_rows < SMALL_DATA_ROWS else 1)
+
+    @property
+    def full_search_steps(self) -> int:
+        """Steps of an uncut search trial: a third of the final training."""
+        return min(self.full_steps, max(FLOOR_STEPS, math.ceil(self.full_steps / 3)))
+
+    @property
+    def full_trials(self) -> int:
+        """Search trials without a time budget."""
+        return self.trials or TRIALS_PER_METHOD * len(self.step_ratios)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """The plan of a search.
+
+    Attributes:
+        methods: those that get a first trial, in order; it always runs to its end.
+        search_steps: of every search trial, so that all have seen the same tokens.
+        rungs: steps after which a trial may be pruned.
+        trials: search trials that are expected; where they end sooner, more may follow, up to ``Task.full_trials``.
+        final_steps: of the final trainings; decided anew when the search is done.
+        search_seconds: no optional trial starts that would end later than this after the schedule; None without limit.
+        cut: what the budget cut against the full plan, one sentence each.
+    """
+
+    methods: tuple[str, ...]
+    search_steps: int
+    rungs: tuple[int, ...]
+    trials: int
+    final_steps: int
+    search_seconds: float | None
+    cut: tuple[str, ...]
+
+
+def split_sizes(rows: int, time_budget_seconds: float | None) -> SplitSizes:
+    """Returns how many of so many rows are held out; at least 70 % are trained on."""
+    tight = time_budget_seconds is not None and time_budget_seconds < TIGHT_SECONDS
+    choose = min(round(0.10 * rows), 64 if tight else 256)
+    test = min(round(0.15 * rows), 200 if tight else 1000)
+    return SplitSizes(choose_rows=max(2, choose), test_rows=max(2, test))
+
+
+def make_schedule(task: Task, calibration: Calibration) -> Schedule:
+    """Returns the schedule of a search within the remaining time and the limit of trials."""
+    if task.remaining_seconds is None:
+        return _unhurried(task)
+    usable = task.remaining_seconds - _tests_seconds(len(task.step_ratios), calibration)
+    methods = _affordable_methods(task, calibration, usable)
+    if len(methods) < len(_mandatory(task)):
+        usable = task.remaining_seconds - _tests_seconds(0, calibration)
+        methods = _affordable_methods(task, calibration, usable)
+    trials = _trials(task, calibration, SEARCH_SHARE * usable, methods)
+    steps = _steps(task, calibration, SEARCH_SHARE * usable, methods, trials)
+    search_seconds = max(SEARCH_SHARE * usable, _search_seconds(task, calibration, methods, len(methods), steps))
+    last_steps = _final_steps_for(usable - search_seconds, task, calibration, methods, steps)
+    return Schedule(
+        methods=methods,
+        search_steps=steps,
+        rungs=_rungs(steps, _mean_ratio(task, methods) * calibration.seconds_per_step, calibration.choose_seconds),
+        trials=trials,
+        final_steps=last_steps,
+        search_seconds=search_seconds,
+        cut=cut_sentences(task, methods, trials, steps, last_steps) + _overrun(task, calibration, methods),
+    )
+
+
+def final_steps(
+    remaining_seconds: float | None, fixed_seconds: float, seconds_per_step: float, shortest: int, longest: int
+) -> int:
+    """Returns the steps that each final training gets, decided with measured figures.
+
+    Args:
+        remaining_seconds: left for the final trainings; None without limit.
+        fixed_seconds: everything but the steps, of all final trainings together.
+        seconds_per_step: one step of each of them, together.
+        shortest: steps of a search trial; a final training is never shorter.
+        longest: steps of an uncut final training.
+    """
+    if remaining_seconds is None:
+        return longest
+    affordable = math.floor((remaining_seconds - fixed_seconds) / seconds_per_step)
+    return min(longest, max(shortest, affordable))
+
+
+def latest_start_seconds(task: Task, calibration: Calibration, schedule: Schedule) -> float:
+    """Returns how long after the schedule a first trial may still start, so that the shortest end of the run fits."""
+    if task.remaining_seconds is None:
+        return math.inf
+    finals = _finals_seconds(task, calibration, schedule.methods, schedule.search_steps)
+    return task.remaining_seconds - finals - _tests_seconds(0, calibration)
+
+
+def cut_sentences(task: Task, methods: tuple[str, ...], trials: int, steps: int, last_steps: int) -> tuple[str, ...]:
+    """Returns what falls short of the full plan, one sentence each.
+
+    Args:
+        task: the full plan.
+        methods: that get a first trial.
+        trials: search trials.
+        steps: of a search trial.
+        last_steps: of a final training.
+    """
+    cut = []
+    dropped = [method for method in task.step_ratios if method not in methods]
+    if dropped:
+        cut.append(f"{len(methods)} of {len(task.step_ratios)} methods tried; not tried: {', '.join(dropped)}")
+    if trials < task.full_trials:
+        cut.append(f"{trials} of {task.full_trials} search trials")
+    for what, given, full in (
+        ("each search trial", steps, task.full_search_steps),
+        ("final training", last_steps, task.full_steps),
+    ):
+        if given < full:
+            cut.append(f"{what} {_epochs(task, given)} instead of {_epochs(task, full)} ({given} of {full} steps)")
+    return tuple(cut)
+
+
+def _unhurried(task: Task) -> Schedule:
+    methods = _mandatory(task)
+    return Schedule(
+        methods=methods,
+        search_steps=task.full_search_steps,
+        rungs=_thirds(task.full_search_steps),
+        trials=task.full_trials,
+        final_steps=task.full_steps,
+        search_seconds=None,
+        cut=cut_sentences(task, methods, task.full_trials, task.full_search_steps, task.full_steps),
+    )
+
+
+def _mandatory(task: Task) -> tuple[str, ...]:
+    return tuple(task.step_ratios)[: task.full_trials]
+
+
+def _affordable_methods(task: Task, calibration: Calibration, usable: float) -> tuple[str, ...]:
+    """Returns the methods whose first trials fit, at the floor if need be, beside the shortest final trainings."""
+    methods = _mandatory(task)
+    floor = min(FLOOR_STEPS, task.full_search_steps)
+    while len(methods) > 1:
+        shortest = _search_seconds(task, calibration, methods, len(methods), floor)
+        if shortest + _finals_seconds(task, calibration, methods, floor) <= usable:
+            break
+        methods = methods[:-1]
+    return methods
+
+
+def _trials(task: Task, calibration: Calibration, share: float, methods: tuple[str, ...]) -> int:
+    """Returns the most trials that leave each of them the wanted steps; at least one for each method."""
+    wanted = min(WANTED_STEPS, task.full_search_steps)
+    one = _search_seconds(task, calibration, methods, 1, wanted)
+    return max(len(methods), min(task.full_trials, math.floor(share / one)))
+
+
+def _steps(task: Task, calibration: Calibration, share: float, methods: tuple[str, ...], trials: int) -> int:
+    fixed = trials * _trial_fixed_seconds(calibration)
+    affordable = math.floor((share - fixed) / (trials * _mean_ratio(task, methods) * calibration.seconds_per_step))
+    floor = min(FLOOR_STEPS, task.full_search_steps)
+    return max(floor, min(task.full_search_steps, affordable))
+
+
+def _final_steps_for(
+    seconds: float, task: Task, calibration: Calibration, methods: tuple[str, ...], shortest: int
+) -> int:
+    fixed = 2 * (calibration.fixed_seconds + calibration.choose_seconds)
+    per_step = (1 + _largest_ratio(task, methods)) * calibration.seconds_per_step
+    return final_steps(seconds, fixed, per_step, shortest, task.full_steps)
+
+
+def _search_seconds(task: Task, calibration: Calibration, methods: tuple[str, ...], trials: int, steps: int) -> float:
+    per_step = _mean_ratio(task, methods) * calibration.seconds_per_step
+    return trials * (_trial_fixed_seconds(calibration) + steps * per_step)
+
+
+def _finals_seconds(task: Task, calibration: Calibration, methods: tuple[str, ...], steps: int) -> float:
+    per_step = (1 + _largest_ratio(task, methods)) * calibration.seconds_per_step
+    return 2 * (calibration.fixed_seconds + calibration.choose_seconds) + steps * per_step
+
+
+def _trial_fixed_seconds(calibration: Calibration) -> float:
+    """Returns everything but the steps: load, save, the last scoring and one rung."""
+    return calibration.fixed_seconds + 2 * calibration.choose_seconds
+
+
+def _tests_seconds(methods: int, calibration: Calibration) -> float:
+    """Returns the test scores of the untouched base, two final trainings and the best trial of each method."""
+    return (3 + methods) * calibration.test_seconds
+
+
+def _mean_ratio(task: Task, methods: tuple[str, ...]) -> float:
+    return sum(task.step_ratios[method] for method in methods) / len(methods)
+
+
+def _largest_ratio(task: Task, methods: tuple[str, ...]) -> float:
+    return max(task.step_ratios[method] for method in methods)
+
+
+def _rungs(steps: int, seconds_per_step: float, choose_seconds: float) -> tuple[int, ...]:
+    """Returns the rungs at thirds; one, or none, where scoring them would cost more than pruning saves."""
+    thirds = _thirds(steps)
+    affordable = math.floor(0.25 * steps * seconds_per_step / choose_seconds) if choose_seconds > 0 else len(thirds)
+    return thirds[: max(0, affordable)]
+
+
+def _thirds(steps: int) -> tuple[int, ...]:
+    return tuple(sorted({steps // 3, 2 * steps // 3} - {0, steps}))
+
+
+def _overrun(task: Task, calibration: Calibration, methods: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns the sentence that says how far even the smallest plan exceeds the time left; nothing if it does not."""
+    floor = min(FLOOR_STEPS, task.full_search_steps)
+    needed = _search_seconds(task, calibration, methods, 1, floor) + _tests_seconds(0, calibration)
+    needed += _finals_seconds(task, calibration, methods, floor)
+    left = max(0.0, task.remaining_seconds or 0.0)
+    if needed <= left:
+        return ()
+    return (
+        "the time budget is exceeded: one search trial, the shortest final trainings and their test scores "
+        f"need about {format_duration(needed)}, but {format_duration(left)} are left",
+    )
+
+
+def _epochs(task: Task, steps: int) -> str:
+    share = steps / task.steps_per_epoch
+    return f"{share:.2g} epoch" if share <= 1 else f"{share:.3g} epochs"

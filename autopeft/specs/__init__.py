@@ -1,0 +1,81 @@
+"""The plain data that the stages exchange: frozen dataclasses and nothing else."""
+
+from autopeft.specs.candidate import (
+    Attention,
+    Candidate,
+    Dtype,
+    Optimizer,
+    OptionValue,
+    Quantization,
+    SchedulerName,
+    TrainerName,
+)
+from autopeft.specs.codec import SCHEMA_VERSION, from_dict, from_json, to_dict, to_json
+from autopeft.specs.data import DatasetProfile, Finding, TruncationPoint
+from autopeft.specs.estimate import MemoryEstimate, TimeEstimate
+from autopeft.specs.hardware import Device, DeviceKind, HardwareProfile
+from autopeft.specs.model import LinearLayer, ModelSpec
+from autopeft.specs.plan import Baseline, PlanInputs, RankedCandidate, Recommendation, RejectedCandidate
+from autopeft.specs.result import Comparison, PhaseTime, RankedMethod, Report, TrialResult, TrialStatus, Verdict
+from autopeft.specs.runner import (
+    Job,
+    JobFacts,
+    RungReport,
+    Runner,
+    ScoreRequest,
+    Scores,
+    SplitName,
+    TrainOutcome,
+    TrainRequest,
+)
+from autopeft.specs.space import Distribution, MethodSpace, SearchSpace
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Attention",
+    "Baseline",
+    "Candidate",
+    "Comparison",
+    "DatasetProfile",
+    "Device",
+    "DeviceKind",
+    "Distribution",
+    "Dtype",
+    "Finding",
+    "HardwareProfile",
+    "Job",
+    "JobFacts",
+    "LinearLayer",
+    "MemoryEstimate",
+    "MethodSpace",
+    "ModelSpec",
+    "Optimizer",
+    "OptionValue",
+    "PhaseTime",
+    "PlanInputs",
+    "Quantization",
+    "RankedCandidate",
+    "RankedMethod",
+    "Recommendation",
+    "RejectedCandidate",
+    "Report",
+    "Runner",
+    "RungReport",
+    "SchedulerName",
+    "ScoreRequest",
+    "Scores",
+    "SearchSpace",
+    "SplitName",
+    "TimeEstimate",
+    "TrainOutcome",
+    "TrainRequest",
+    "TrainerName",
+    "TrialResult",
+    "TrialStatus",
+    "TruncationPoint",
+    "Verdict",
+    "from_dict",
+    "from_json",
+    "to_dict",
+    "to_json",
+]

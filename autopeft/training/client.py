@@ -1,0 +1,304 @@
+"""The real runner: trains in a worker process that may die without harming the search."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+import autopeft
+from autopeft.errors import AutoPeftError, DataError, InvalidInputError, ModelError, RunFolderError, WorkerError
+from autopeft.specs import (
+    Job,
+    JobFacts,
+    RungReport,
+    ScoreRequest,
+    Scores,
+    TrainOutcome,
+    TrainRequest,
+    from_dict,
+)
+from autopeft.training.protocol import OOM_EXIT, read_message, write_message
+from autopeft.units import format_gib
+
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 5.0
+
+_ERRORS: dict[str, type[AutoPeftError]] = {
+    error.__name__: error for error in (DataError, ModelError, InvalidInputError, RunFolderError)
+}
+
+
+class MemoryWatch:
+    """Watches the resident memory of a process tree and kills it above a limit.
+
+    Where the device is the host there is no driver that refuses an allocation, so the parent enforces the budget.
+    """
+
+    def __init__(self, process: psutil.Process, limit_bytes: int | None) -> None:
+        self.peak_bytes = 0
+        self.exceeded = False
+        self._process = process
+        self._limit_bytes = limit_bytes
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def take_peak(self) -> int:
+        """Returns the highest resident memory since the last call, in bytes."""
+        peak, self.peak_bytes = self.peak_bytes, 0
+        return peak
+
+    def stop(self) -> None:
+        """Ends the watch."""
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(POLL_SECONDS):
+            try:
+                resident = self._process.memory_info().rss
+            except psutil.Error:
+                return
+            self.peak_bytes = max(self.peak_bytes, resident)
+            if self._limit_bytes is not None and resident > self._limit_bytes:
+                self.exceeded = True
+                self._process.kill()
+                return
+
+
+class WorkerGoneError(Exception):
+    """The worker ended in the middle of a command."""
+
+
+class WorkerProcess:
+    """One worker: started by ``python -m``, so that it works from scripts, notebooks and threads alike."""
+
+    def __init__(self, log_file: Path, watched_limit_bytes: int | None) -> None:
+        self.log_file = log_file
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        with log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "autopeft.training.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=_worker_environment(),
+                # Ctrl-C is for the parent to handle; a worker that is in its group would die of it too.
+                start_new_session=True,
+            )
+        self.watch = MemoryWatch(psutil.Process(self._process.pid), watched_limit_bytes)
+
+    def send(self, kind: str, **content: Any) -> None:
+        """Sends one message."""
+        try:
+            write_message(_pipe(self._process.stdin), kind, **content)
+        except (BrokenPipeError, OSError) as error:
+            raise WorkerGoneError from error
+
+    def receive(self) -> dict[str, Any]:
+        """Returns the next message; waits for it."""
+        line = _pipe(self._process.stdout).readline()
+        if not line.endswith(b"\n"):
+            raise WorkerGoneError
+        return read_message(line)
+
+    def exit_code(self) -> int:
+        """Returns the exit code; waits for the end."""
+        return self._process.wait()
+
+    def end(self) -> None:
+        """Ends the worker, gently first."""
+        self.watch.stop()
+        with contextlib.suppress(WorkerGoneError):
+            self.send("close")
+        with contextlib.suppress(OSError):
+            _pipe(self._process.stdin).close()
+        try:
+            self._process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        _pipe(self._process.stdout).close()
+
+
+class WorkerRunner:
+    """Runs trainings in one long-lived worker, replaced when it dies or runs out of memory."""
+
+    def __init__(self, log_file: Path, on_step: Callable[[str, int, int], None] | None = None) -> None:
+        """Prepares a runner; the worker starts with the first command.
+
+        Args:
+            log_file: where everything that the worker's libraries print goes.
+            on_step: told the training's name, the step done and the steps wanted.
+        """
+        self._log_file = log_file
+        self._on_step = on_step
+        self._worker: WorkerProcess | None = None
+        self._job: Job | None = None
+
+    def prepare(self, job: Job) -> JobFacts:
+        """Starts the worker and lets it load, split and tokenize the data.
+
+        Raises:
+            AutoPeftError: of the kind that the worker met (DataError, ModelError, ...).
+            WorkerError: if the worker cannot be started or dies.
+        """
+        self._job = job
+        facts = self._start()
+        if facts.device_name == "":
+            raise WorkerError("the worker named no device")
+        return facts
+
+    def train(self, request: TrainRequest, go_on: Callable[[RungReport], bool]) -> TrainOutcome:
+        """Trains one candidate; a worker that dies of it is a status, and the next command gets a new one."""
+        worker = self._ready()
+        begin = time.monotonic()
+        worker.watch.take_peak()
+        curve: list[RungReport] = []
+        try:
+            worker.send("train", request=request)
+            message = self._follow(worker, request, go_on, curve)
+        except WorkerGoneError:
+            return self._outcome_of_death(worker, curve, begin)
+        if message["kind"] == "error":
+            return _unfinished("failed", message["message"], curve, begin)
+        outcome = from_dict(message["outcome"], TrainOutcome, "the worker's outcome")
+        if outcome.measured_peak_bytes is None:
+            outcome = replace(outcome, measured_peak_bytes=worker.watch.take_peak(), measured_peak_kind="resident")
+        return outcome
+
+    def score(self, request: ScoreRequest) -> Scores:
+        """Scores an adapter or the untouched base on one split.
+
+        Raises:
+            WorkerError: if the worker dies of it.
+        """
+        worker = self._ready()
+        try:
+            worker.send("score", request=request)
+            message = worker.receive()
+        except WorkerGoneError as error:
+            self._drop(worker)
+            raise WorkerError(f"the worker died while scoring {request.name}; its log: {self._log_file}") from error
+        if message["kind"] != "scores":
+            raise _error_of(message, self._log_file)
+        return from_dict(message["scores"], Scores, "the worker's scores")
+
+    def clock(self) -> float:
+        """Returns seconds of a steady clock."""
+        return time.monotonic()
+
+    def close(self) -> None:
+        """Ends the worker."""
+        if self._worker is not None:
+            self._drop(self._worker)
+
+    def _ready(self) -> WorkerProcess:
+        if self._worker is None:
+            self._start()
+        assert self._worker is not None, "_start sets it or raises"
+        return self._worker
+
+    def _start(self) -> JobFacts:
+        assert self._job is not None, "prepare comes first"
+        if self._worker is not None:
+            self._drop(self._worker)
+        limit = self._job.memory_limit_bytes if self._job.device == "cpu" else None
+        self._worker = WorkerProcess(self._log_file, limit)
+        try:
+            self._worker.send("prepare", job=self._job)
+            message = self._worker.receive()
+        except WorkerGoneError as error:
+            why = self._why_it_died(self._worker)
+            raise WorkerError(f"the training worker could not start: {why}; its log: {self._log_file}") from error
+        if message["kind"] != "facts":
+            raise _error_of(message, self._log_file)
+        return from_dict(message["facts"], JobFacts, "the worker's facts")
+
+    def _follow(
+        self,
+        worker: WorkerProcess,
+        request: TrainRequest,
+        go_on: Callable[[RungReport], bool],
+        curve: list[RungReport],
+    ) -> dict[str, Any]:
+        """Returns the last message of a training, having answered at its rungs."""
+        while True:
+            message = worker.receive()
+            if message["kind"] == "step":
+                if self._on_step is not None:
+                    self._on_step(request.name, message["step"], request.steps)
+            elif message["kind"] == "rung":
+                curve.append(from_dict(message["report"], RungReport, "the worker's report"))
+                worker.send("decision", go_on=go_on(curve[-1]))
+            elif message["kind"] == "oom":
+                raise WorkerGoneError
+            else:
+                return message
+
+    def _outcome_of_death(self, worker: WorkerProcess, curve: list[RungReport], begin: float) -> TrainOutcome:
+        exceeded, peak = worker.watch.exceeded, worker.watch.peak_bytes
+        why = self._why_it_died(worker)
+        status = "oom" if exceeded or worker.exit_code() == OOM_EXIT else "failed"
+        outcome = _unfinished(status, f"{why}; the worker's log: {self._log_file}", curve, begin)
+        return replace(outcome, measured_peak_bytes=peak, measured_peak_kind="resident") if exceeded else outcome
+
+    def _why_it_died(self, worker: WorkerProcess) -> str:
+        exceeded = worker.watch.exceeded
+        self._drop(worker)
+        code = worker.exit_code()
+        if exceeded:
+            assert self._job is not None
+            return f"it used more than the memory budget of {format_gib(self._job.memory_limit_bytes or 0)}"
+        if code == OOM_EXIT:
+            return "it ran out of memory"
+        return f"the worker was ended by signal {-code}" if code < 0 else f"the worker ended with exit code {code}"
+
+    def _drop(self, worker: WorkerProcess) -> None:
+        worker.end()
+        self._worker = None
+
+
+def _unfinished(status: Any, error: str, curve: list[RungReport], begin: float) -> TrainOutcome:
+    last = curve[-1] if curve else None
+    return TrainOutcome(
+        status=status,
+        steps=last.step if last else 0,
+        tokens=last.tokens if last else 0,
+        seconds=time.monotonic() - begin,
+        train_seconds=last.seconds if last else 0.0,
+        scores=None,
+        curve=tuple(curve),
+        measured_peak_bytes=None,
+        error=error,
+    )
+
+
+def _error_of(message: dict[str, Any], log_file: Path) -> AutoPeftError:
+    known = _ERRORS.get(message.get("type", ""))
+    if message.get("user_error") and known is not None:
+        return known(message["message"])
+    return WorkerError(f"the training worker failed: {message.get('message', message)}; its log: {log_file}")
+
+
+def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
+    assert stream is not None, "the worker is started with pipes"
+    return stream
+
+
+def _worker_environment() -> dict[str, str]:
+    """Returns the environment of a worker: this package importable, and threads that do not spin while they wait."""
+    root = str(Path(autopeft.__file__).parent.parent)
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    defaults = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
+    return defaults | dict(os.environ) | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}

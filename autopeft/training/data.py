@@ -1,0 +1,117 @@
+"""Turns the data set into token rows, once per worker, and divides them into the splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autopeft.engine.loss import IGNORE_INDEX
+from autopeft.errors import DataError, RunFolderError
+from autopeft.profiling.dataset import hash_files, read_examples, split_rows
+from autopeft.profiling.encoding import EncodedRow, encode_examples
+from autopeft.specs import Job
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """One example ready for the model.
+
+    Attributes:
+        row: its number in the data set, 0-based.
+        input_ids: truncated to max_length.
+        labels: the same tokens, with IGNORE_INDEX where the loss does not count.
+    """
+
+    row: int
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def supervised_tokens(self) -> int:
+        """Tokens on which the loss counts; the first is never predicted."""
+        return sum(label != IGNORE_INDEX for label in self.labels[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class TokenData:
+    """The splits as token rows.
+
+    Attributes:
+        splits: split -> rows.
+        dropped_rows: rows left out because truncation took all their supervised tokens.
+        split_hash: SHA-256 over the row numbers of each split.
+    """
+
+    splits: dict[str, tuple[TokenRow, ...]]
+    dropped_rows: int
+    split_hash: str
+
+
+def load_data(job: Job, tokenizer_folder: Path) -> TokenData:
+    """Returns the job's data, tokenized and split.
+
+    Raises:
+        RunFolderError: if the data is not what the plan was made for.
+        DataError: if nothing is left to train on.
+    """
+    found = hash_files(job.data_files)
+    if found != job.data_hash:
+        raise RunFolderError(
+            f"the data has changed since the plan was made: {', '.join(job.data_files)} has hash {found[:12]}, "
+            f"the plan says {job.data_hash[:12]}; make a new plan: autopeft suggest ..."
+        )
+    examples = read_examples(job.data_files, job.data_format, job.columns)
+    splits = split_rows(examples, choose_rows=job.choose_rows, test_rows=job.test_rows, seed=job.seed)
+    encoded = encode_examples(tokenizer_folder, examples)
+    return _token_data(encoded, splits, job.max_length)
+
+
+def _token_data(encoded: Sequence[EncodedRow], splits: dict[str, tuple[int, ...]], max_length: int) -> TokenData:
+    kept: dict[str, tuple[TokenRow, ...]] = {}
+    dropped = 0
+    for name, numbers in splits.items():
+        rows = [token_row(number, encoded[number], max_length) for number in numbers]
+        kept[name] = tuple(row for row in rows if row.supervised_tokens)
+        dropped += len(rows) - len(kept[name])
+        if not kept[name]:
+            raise DataError(
+                f"no row of the {name} split keeps a supervised token within max_length {max_length}; "
+                "raise max_length or shorten the prompts"
+            )
+    digest = hashlib.sha256(repr(sorted(splits.items())).encode()).hexdigest()
+    return TokenData(kept, dropped, digest)
+
+
+def token_row(number: int, encoded: EncodedRow, max_length: int) -> TokenRow:
+    """Returns one encoded example, truncated at its end, with its labels."""
+    input_ids = list(encoded.input_ids[:max_length])
+    labels = [IGNORE_INDEX] * len(input_ids)
+    for begin, end in encoded.supervised:
+        labels[begin : min(end, len(input_ids))] = input_ids[begin:end]
+    return TokenRow(number, input_ids, labels)
+
+
+def collate(rows: Sequence[TokenRow], pad_token_id: int, device: str) -> dict[str, Any]:
+    """Returns rows as tensors ``(rows, longest)``, padded on the right.
+
+    Padding is masked by attention and by label, never by its id: for many models the pad token is the end token,
+    and a model whose end tokens are masked never learns to stop.
+    """
+    import torch
+
+    longest = max(len(row.input_ids) for row in rows)
+    pad = [longest - len(row.input_ids) for row in rows]
+    return {
+        "input_ids": torch.tensor(
+            [row.input_ids + [pad_token_id] * n for row, n in zip(rows, pad, strict=True)], device=device
+        ),
+        "labels": torch.tensor(
+            [row.labels + [IGNORE_INDEX] * n for row, n in zip(rows, pad, strict=True)], device=device
+        ),
+        "attention_mask": torch.tensor(
+            [[1] * len(row.input_ids) + [0] * n for row, n in zip(rows, pad, strict=True)], device=device
+        ),
+    }

@@ -1,0 +1,274 @@
+"""What a worker holds between trainings, and how it trains and scores."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import logging
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from autopeft.engine.adapters import enable_checkpointing, inject
+from autopeft.engine.base import OriginalWeights, load_base
+from autopeft.engine.loss import prepare_loss
+from autopeft.engine.optimizer import make_optimizer
+from autopeft.engine.source import model_folder
+from autopeft.engine.stack import stack_versions
+from autopeft.engine.step import StepParts
+from autopeft.methods import MethodContext, get_method
+from autopeft.specs import (
+    Job,
+    JobFacts,
+    RungReport,
+    ScoreRequest,
+    Scores,
+    TrainOutcome,
+    TrainRequest,
+)
+from autopeft.training.data import TokenData, load_data
+from autopeft.training.scoring import score_rows
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class TrainLog:
+    """What one training has come to so far; it outlives an exception."""
+
+    begin: float = field(default_factory=time.monotonic)
+    curve: list[RungReport] = field(default_factory=list)
+    steps: int = 0
+    tokens: int = 0
+    train_seconds: float = 0.0
+    details: dict[str, object] = field(default_factory=dict)
+    trainable_parameters: int | None = None
+
+
+class Session:
+    """One job, prepared: the model's folder, its tokenizer and the tokenized splits stay in memory."""
+
+    def __init__(self, job: Job) -> None:
+        from transformers import AutoTokenizer
+
+        self.job = job
+        self.folder = model_folder(job.model, job.revision, Path(job.cache_folder))
+        self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
+        if self.tokenizer.pad_token is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.data: TokenData = load_data(job, self.folder)
+        _limit_cuda_memory(job)
+
+    def facts(self) -> JobFacts:
+        """Returns what was found."""
+        splits = self.data.splits
+        return JobFacts(
+            rows={name: len(rows) for name, rows in splits.items()},
+            tokens={name: sum(len(row.input_ids) for row in rows) for name, rows in splits.items()},
+            supervised_tokens={name: sum(row.supervised_tokens for row in rows) for name, rows in splits.items()},
+            dropped_rows=self.data.dropped_rows,
+            versions=stack_versions(),
+            device_name=_device_name(self.job.device),
+            split_hash=self.data.split_hash,
+            row_numbers={name: tuple(row.row for row in rows) for name, rows in splits.items()},
+        )
+
+    def train(
+        self,
+        request: TrainRequest,
+        go_on: Callable[[RungReport], bool],
+        on_step: Callable[[int], None],
+    ) -> TrainOutcome:
+        """Trains one candidate; failures of the training are statuses, running out of memory is raised."""
+        from autopeft.training.trainer import DivergedError, TimeUpError
+
+        log = TrainLog()
+        with _released_memory():
+            _reset_peak(self.job.device)
+            try:
+                return self._train(request, go_on, on_step, log)
+            except DivergedError as error:
+                return _outcome("failed", log, error=str(error))
+            except TimeUpError as error:
+                return _outcome("timeout", log, error=str(error))
+
+    def score(self, request: ScoreRequest) -> Scores:
+        """Scores an adapter or the untouched base on one split, loaded afresh as a server would."""
+        with _released_memory():
+            model = self._load_trained(request)
+            return self._score(model, request.split)
+
+    def _train(
+        self,
+        request: TrainRequest,
+        go_on: Callable[[RungReport], bool],
+        on_step: Callable[[int], None],
+        log: TrainLog,
+    ) -> TrainOutcome:
+        from autopeft.training.trainer import CandidateTrainer, StepWatch, trainer_config
+
+        parts = self._parts(request, log)
+
+        def at_rung(step: int, train_loss: float) -> bool:
+            scores = self._score(parts.model, "choose")
+            report = _report(step, trainer.tokens, scores, train_loss, watch.train_seconds)
+            log.curve.append(report)
+            return go_on(report)
+
+        watch = StepWatch(request, at_rung, on_step)
+        config = trainer_config(request.candidate, request, self.job.device)
+        trainer = CandidateTrainer(parts, config, self.data.splits["train"], self.tokenizer)
+        watch.trainer = trainer
+        trainer.add_callback(watch)
+        try:
+            trainer.train()
+            train_loss = log.curve[-1].train_loss if watch.pruned else trainer.take_train_loss()
+            trainer.bare_model()
+        finally:
+            log.steps, log.tokens, log.train_seconds = watch.steps_done, trainer.tokens, watch.train_seconds
+            shutil.rmtree(config.output_dir, ignore_errors=True)
+        log.details |= parts.method.details(parts.model)
+        scores = self._score(parts.model, "choose")
+        if not watch.pruned:
+            log.curve.append(_report(watch.steps_done, trainer.tokens, scores, train_loss, watch.train_seconds))
+        folder = self._save(parts.model, request)
+        status: Literal["pruned", "complete"] = "pruned" if watch.pruned else "complete"
+        return _outcome(status, log, scores=scores, adapter_folder=folder, peak=_peak_bytes(self.job.device))
+
+    def _parts(self, request: TrainRequest, log: TrainLog) -> StepParts:
+        """Returns the loaded base with its adapter, ready for the first step."""
+        from transformers import set_seed
+
+        candidate = request.candidate
+        method = get_method(candidate.method)
+        context = MethodContext(
+            candidate=candidate, steps=request.steps, seed=request.seed, weights=OriginalWeights(self.folder)
+        )
+        base = load_base(self.folder, candidate, self.job.device)
+        prepare_loss(base, candidate.trainer)
+        # The adapter's random start comes from the seed too, or "same seed" is not the same run.
+        set_seed(request.seed)
+        model = inject(base, candidate, request.steps)
+        log.details |= method.prepare(model, context)
+        if candidate.activation_checkpointing:
+            enable_checkpointing(model)
+        log.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        optimizer = make_optimizer(model, candidate)
+        return StepParts(
+            model=model, method=method, context=context, optimizer=optimizer, device_type=_device_type(self.job.device)
+        )
+
+    def _load_trained(self, request: ScoreRequest) -> Any:
+        candidate = request.candidate
+        if request.adapter_folder is None:
+            return load_base(self.folder, candidate, self.job.device)
+        if not get_method(candidate.method).has_adapter:
+            return load_base(Path(request.adapter_folder), candidate, self.job.device)
+        from peft import PeftModel
+
+        base = load_base(self.folder, candidate, self.job.device)
+        return PeftModel.from_pretrained(base, request.adapter_folder)
+
+    def _score(self, model: Any, split: str) -> Scores:
+        return score_rows(model, self.data.splits[split], self.tokenizer.pad_token_id, self.job.device)
+
+    def _save(self, model: Any, request: TrainRequest) -> str:
+        folder = Path(request.output_folder) / "adapter"
+        _name_base(model, self.job)
+        model.save_pretrained(folder)
+        if not get_method(request.candidate.method).has_adapter:
+            self.tokenizer.save_pretrained(folder)
+        return str(folder)
+
+
+def _name_base(model: Any, job: Job) -> None:
+    """Writes the base model as the user named it into the adapter's configuration."""
+    for config in getattr(model, "peft_config", {}).values():
+        config.base_model_name_or_path = job.model
+        config.revision = job.revision
+
+
+def _report(step: int, tokens: int, scores: Scores, train_loss: float, seconds: float) -> RungReport:
+    return RungReport(step=step, tokens=tokens, eval_loss=scores.eval_loss, train_loss=train_loss, seconds=seconds)
+
+
+def _outcome(
+    status: Literal["complete", "pruned", "failed", "oom", "timeout"],
+    log: TrainLog,
+    *,
+    scores: Scores | None = None,
+    adapter_folder: str | None = None,
+    peak: int | None = None,
+    error: str | None = None,
+) -> TrainOutcome:
+    return TrainOutcome(
+        status=status,
+        steps=log.steps,
+        tokens=log.tokens,
+        seconds=time.monotonic() - log.begin,
+        train_seconds=log.train_seconds,
+        scores=scores,
+        curve=tuple(log.curve),
+        measured_peak_bytes=peak,
+        measured_peak_kind=None if peak is None else "max_allocated",
+        trainable_parameters=log.trainable_parameters,
+        adapter_folder=adapter_folder,
+        details=log.details,
+        error=error,
+    )
+
+
+@contextlib.contextmanager
+def _released_memory() -> Iterator[None]:
+    """Gives memory back to the device and to the system, so that one training's peak is not the next one's."""
+    try:
+        yield
+    finally:
+        import torch
+
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def _device_type(device: str) -> str:
+    return device.partition(":")[0]
+
+
+def _limit_cuda_memory(job: Job) -> None:
+    if _device_type(job.device) != "cuda" or job.memory_limit_bytes is None:
+        return
+    import torch
+
+    total = torch.cuda.get_device_properties(job.device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, job.memory_limit_bytes / total), job.device)
+
+
+def _reset_peak(device: str) -> None:
+    if _device_type(device) == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak_bytes(device: str) -> int | None:
+    """Returns the maximum allocated on a CUDA device; None elsewhere (the parent watches resident memory)."""
+    if _device_type(device) != "cuda":
+        return None
+    import torch
+
+    return int(torch.cuda.max_memory_allocated(device))
+
+
+def _device_name(device: str) -> str:
+    if _device_type(device) == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    return device
