@@ -6,34 +6,46 @@ Exit codes: 0 done, 1 error, 2 usage, 3 nothing fits, 130 interrupted.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 import autopeft
-from autopeft.errors import EXIT_INTERRUPTED, AutoPeftError, InvalidInputError
+from autopeft.errors import EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED, AutoPeftError, InvalidInputError
+from autopeft.specs import Attention, Dtype, Optimizer, Quantization, TrainerName
 from autopeft.units import parse_bytes, parse_duration
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from autopeft.specs import Recommendation
-
 Command = Callable[..., Any]
+
+if TYPE_CHECKING:
+    _BytesType = click.ParamType[int]
+    _DurationType = click.ParamType[float]
+    _ColumnsType = click.ParamType[tuple[str, str]]
+else:
+    # Generic for type checkers alone, up to click 8.3.
+    _BytesType = _DurationType = _ColumnsType = click.ParamType
 
 _MODEL_HELP = "Hub id, local folder, .gguf file, or a name from `autopeft model`."
 _HARDWARE_HELP = "auto, a name from `autopeft hardware`, or a YAML file."
 _COLUMN_HELP = "Maps a column, e.g. prompt=question; repeatable."
+_EXAMPLES = """\b
+Examples:
+  autopeft suggest --model llama-3.1-8b --data train.jsonl --hardware rtx-4090
+  autopeft run --model ./my-model --data train.jsonl --time-budget 2h
+
+"""
 _EPILOG = "Exit codes: 0 done, 1 error, 2 usage, 3 nothing fits the memory, 130 interrupted."
 
 
-class Bytes(click.ParamType):
+class Bytes(_BytesType):
     """A memory size: 16GiB, 24GB, 512MiB."""
 
     name = "SIZE"
@@ -46,7 +58,7 @@ class Bytes(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class Duration(click.ParamType):
+class Duration(_DurationType):
     """A duration: 45s, 30m, 1h30m."""
 
     name = "TIME"
@@ -59,7 +71,7 @@ class Duration(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-class Columns(click.ParamType):
+class Columns(_ColumnsType):
     """A column mapping: prompt=question."""
 
     name = "ROLE=COLUMN"
@@ -78,7 +90,7 @@ def _input_options(required: bool) -> Callable[[Command], Command]:
     """Returns a decorator that adds the options which describe model, data and hardware."""
     options = [
         click.option("--model", required=required, help=_MODEL_HELP),
-        click.option("--data", required=required, help="JSONL, JSON, CSV, Parquet, Arrow, text file, folder, or hub id."),
+        click.option("--data", required=required, help="JSONL, JSON, CSV, Parquet, Arrow or text file, folder, hub id."),
         click.option("--hardware", default="auto", show_default=True, help=_HARDWARE_HELP),
         click.option("--budget-memory", type=Bytes(), help="Use no more device memory than this, e.g. 16GiB."),
         click.option("--method", "methods", multiple=True, help="Consider this method only; repeatable. Default: all."),
@@ -99,17 +111,12 @@ def _input_options(required: bool) -> Callable[[Command], Command]:
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 
 
-@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(epilog=_EXAMPLES + _EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(autopeft.__version__, prog_name="autopeft")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_context
 def cli(context: click.Context, debug: bool) -> None:
-    r"""Chooses the fine-tuning method, rank and learning rate for your model, data and GPU.
-
-    \b
-    autopeft suggest --model llama-3.1-8b --data train.jsonl --hardware rtx-4090
-    autopeft run --model ./my-model --data train.jsonl --time-budget 2h --output runs/first
-    """
+    """Chooses the fine-tuning method, rank and learning rate for your model, data and GPU."""
     context.obj = {"debug": debug}
 
 
@@ -123,7 +130,10 @@ def cli(context: click.Context, debug: bool) -> None:
 )
 @_json_option
 def suggest(output: Path | None, as_json: bool, columns: tuple[tuple[str, str], ...], **inputs: Any) -> None:
-    """Recommends methods and settings in seconds, without GPU, weights or torch."""
+    """Recommends methods and settings in seconds.
+
+    Needs neither a GPU nor weights nor torch, and writes no file without -o.
+    """
     from autopeft import api
     from autopeft.specs import to_json
 
@@ -134,7 +144,9 @@ def suggest(output: Path | None, as_json: bool, columns: tuple[tuple[str, str], 
     if as_json:
         click.echo(to_json(plan.to_dict()), nl=False)
     else:
-        _print_plan(plan)
+        from autopeft.report.tables import suggest_table
+
+        _print(suggest_table(plan))
 
 
 @cli.command(epilog=_EPILOG)
@@ -148,9 +160,11 @@ def suggest(output: Path | None, as_json: bool, columns: tuple[tuple[str, str], 
 @_json_option
 @click.pass_context
 def run(
-    context: click.Context, plan: str | None, as_json: bool, columns: tuple[tuple[str, str], ...], **options: Any
+    context: click.Context, /, plan: str | None, as_json: bool, columns: tuple[tuple[str, str], ...], **options: Any
 ) -> None:
-    """Searches, trains the winner, scores it against the baselines and writes a report.
+    """Searches, trains the winner, writes a report.
+
+    The winner is scored against the untouched base model and the plain LoRA recipe, on rows never used for choosing.
 
     PLAN is a file that `autopeft suggest -o plan.json` wrote; without it give the same inputs as to suggest.
     """
@@ -165,7 +179,10 @@ def run(
     if as_json:
         click.echo(to_json(report.verdict.to_dict()), nl=False)
     else:
-        _print_report(report)
+        from autopeft.report.tables import verdict_table
+
+        _print(verdict_table(report.verdict))
+        click.echo(f"report   {report.html}\nadapter  {report.adapter_folder}")
 
 
 @cli.command(epilog=_EPILOG)
@@ -184,14 +201,12 @@ def run(
     type=click.Path(exists=True, dir_okay=False),
     help="adapter_config.json in place of the method options.",
 )
-@click.option("--quantization", default="none", show_default=True, type=click.Choice(["none", "int8", "nf4"]))
+@click.option("--quantization", default="none", show_default=True, type=click.Choice(get_args(Quantization)))
 @click.option(
     "--double-quantization/--no-double-quantization", default=None, help="Quantize nf4's scales too. Default: yes."
 )
-@click.option("--dtype", default="bfloat16", show_default=True, type=click.Choice(["bfloat16", "float16", "float32"]))
-@click.option(
-    "--adapter-dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Default: float32, as peft casts."
-)
+@click.option("--dtype", default="bfloat16", show_default=True, type=click.Choice(get_args(Dtype)))
+@click.option("--adapter-dtype", type=click.Choice(get_args(Dtype)), help="Default: float32, as peft casts.")
 @click.option(
     "--prepare-kbit/--no-prepare-kbit",
     default=False,
@@ -202,33 +217,25 @@ def run(
 @click.option(
     "--activation-checkpointing/--no-activation-checkpointing", default=False, help="Recompute activations in backward."
 )
-@click.option(
-    "--attention", default="sdpa", show_default=True, type=click.Choice(["sdpa", "eager", "flash_attention_2"])
-)
-@click.option("--optimizer", default="adamw_torch", show_default=True, help="A transformers optimizer name.")
+@click.option("--attention", default="sdpa", show_default=True, type=click.Choice(get_args(Attention)))
+@click.option("--optimizer", default="adamw_torch", show_default=True, type=click.Choice(get_args(Optimizer)))
 @click.option(
     "--trainer",
     default="trl",
     show_default=True,
-    type=click.Choice(["trl", "transformers"]),
+    type=click.Choice(get_args(TrainerName)),
     help="trl never builds the full logits.",
 )
 @click.option("--hardware", default="auto", show_default=True, help=_HARDWARE_HELP)
 @click.option("--trace", is_flag=True, help="Trace the real training step on fake tensors (needs autopeft[train]).")
 @_json_option
 def estimate(as_json: bool, target_modules: str | None, **options: Any) -> None:
-    """Predicts memory and time of one explicit configuration."""
+    """Predicts memory and time of one configuration."""
     from autopeft import api
-    from autopeft.specs import to_json
+    from autopeft.report.tables import estimate_table
 
-    targets = target_modules.split(",") if target_modules else None
-    result = api.estimate(target_modules=targets, **options)
-    if as_json:
-        click.echo(to_json(result), nl=False)
-    else:
-        from autopeft.report.tables import estimate_table
-
-        _console().print(estimate_table(result))
+    targets = None if target_modules is None else [name.strip() for name in target_modules.split(",")]
+    _show(api.estimate(target_modules=targets, **options), as_json, estimate_table)
 
 
 @cli.command()
@@ -247,13 +254,13 @@ def methods(as_json: bool) -> None:
 @click.argument("name", required=False)
 @_json_option
 def hardware(name: str | None, as_json: bool) -> None:
-    """Shows this machine, or a device of the catalogue by NAME."""
+    """Shows this machine, or a known device by NAME."""
     from autopeft.profiling.hardware import hardware_names, load_hardware
     from autopeft.report.tables import hardware_table
 
     _show(load_hardware(name or "auto"), as_json, hardware_table)
     if name is None and not as_json:
-        click.echo("catalogue: " + ", ".join(hardware_names()))
+        _print("\nKnown by name: " + ", ".join(sorted(hardware_names())))
 
 
 @cli.command()
@@ -262,7 +269,7 @@ def hardware(name: str | None, as_json: bool) -> None:
 @click.option("--column", "columns", type=Columns(), multiple=True, help=_COLUMN_HELP)
 @_json_option
 def data(source: str, model: str | None, columns: tuple[tuple[str, str], ...], as_json: bool) -> None:
-    """Profiles a data set: format, lengths, duplicates, what truncation would cut."""
+    """Profiles a data set: format, lengths, findings."""
     from autopeft.profiling.dataset import profile_dataset
     from autopeft.profiling.model import load_model
     from autopeft.report.tables import data_table
@@ -275,7 +282,7 @@ def data(source: str, model: str | None, columns: tuple[tuple[str, str], ...], a
 @click.argument("name", required=False)
 @_json_option
 def model(name: str | None, as_json: bool) -> None:
-    """Shows a model's shape and parameter count; without NAME lists the models known by name."""
+    """Shows a model's shape; without NAME, what is known."""
     from autopeft.profiling.model import load_model, model_names
     from autopeft.report.tables import model_table
 
@@ -292,9 +299,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
+    # --debug may stand anywhere, since one thinks of it last.
+    rest = [argument for argument in arguments if argument != "--debug"]
     try:
-        # --debug may stand anywhere, since one thinks of it last.
-        rest = [argument for argument in arguments if argument != "--debug"]
         cli.main(args=["--debug", *rest] if debug else rest, prog_name="autopeft", standalone_mode=False)
     except click.exceptions.Exit as stop:
         return stop.exit_code
@@ -304,15 +311,27 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
-    except AutoPeftError as error:
-        if debug:
-            raise
-        click.echo(f"autopeft: {error}", err=True)
-        return error.exit_code
     except BrokenPipeError:
         # The reader has gone (`| head`); Python would complain again while it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0
+    except Exception as error:
+        return _report_error(error, debug)
+    return EXIT_DONE
+
+
+def _report_error(error: Exception, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    if isinstance(error, AutoPeftError):
+        click.echo(f"autopeft: {error}", err=True)
+        return error.exit_code
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"autopeft: {where}{error.strerror}", err=True)
+        return EXIT_ERROR
+    again = "" if debug else "; repeat the command with --debug to see where, and please report it"
+    click.echo(f"autopeft: this is a bug in autopeft ({type(error).__name__}: {error}){again}", err=True)
+    return EXIT_ERROR
 
 
 def _show(record: Any, as_json: bool, table: Callable[[Any], Any]) -> None:
@@ -321,58 +340,72 @@ def _show(record: Any, as_json: bool, table: Callable[[Any], Any]) -> None:
 
         click.echo(to_json(record), nl=False)
     else:
-        _console().print(table(record))
+        _print(table(record))
 
 
-def _console() -> Console:
+def _print(table: Any) -> None:
+    """Prints a table; in a pipe, 80 columns wide and without the spaces that fill them."""
     from rich.console import Console
 
-    # Piped into a file there is no width; 80 columns would cut what a reader of the file wants.
-    return Console(width=None if sys.stdout.isatty() else 100, highlight=False, soft_wrap=False)
-
-
-def _print_plan(plan: Recommendation) -> None:
-    from autopeft.report.tables import suggest_table
-
-    _console().print(suggest_table(plan))
-
-
-def _print_report(report: Any) -> None:
-    from autopeft.report.tables import verdict_table
-
-    _console().print(verdict_table(report.verdict))
-    click.echo(f"report   {report.html}\nadapter  {report.adapter_folder}")
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as captured:
+        console.print(table)
+    click.echo("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def _terminate_like_interrupt() -> None:
-    """Lets SIGTERM stop a run as Ctrl-C does; signals belong to the main thread alone."""
+    """Lets SIGTERM stop a run as Ctrl-C does; signals belong to the main thread alone.
+
+    The handler raises by itself: a shell starts background jobs with SIGINT ignored, and passing it on would do nothing.
+    """
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+        signal.signal(signal.SIGTERM, stop)
 
 
-class _Progress:
+class _Progress(logging.Handler):
     """Prints what happens to stderr: lines everywhere, and a moving step count on a terminal."""
 
     def __init__(self) -> None:
         from rich.console import Console
 
+        super().__init__(logging.INFO)
         self._console = Console(stderr=True, highlight=False)
         self._status = self._console.status("starting") if self._console.is_terminal else None
+        self._logger = logging.getLogger("autopeft")
+        self._level = self._logger.level
 
     def __enter__(self) -> _Progress:
+        self._logger.addHandler(self)
+        self._logger.setLevel(logging.INFO)
         if self._status is not None:
             self._status.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self)
+        self._logger.setLevel(self._level)
         if self._status is not None:
             self._status.stop()
 
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints one message of the package's log."""
+        self._line(record.getMessage())
+
     def event(self, event: Any) -> None:
         """Prints one event."""
-        self._console.print(event.message, markup=False, soft_wrap=True)
+        self._line(event.message)
 
     def step(self, name: str, step: int, steps: int) -> None:
         """Shows how far one training is."""
         if self._status is not None:
             self._status.update(f"{name}: step {step} of {steps}")
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)

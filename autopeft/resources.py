@@ -31,6 +31,14 @@ def resource_folder(name: str) -> Path:
     )
 
 
+def cache_folder() -> Path:
+    """Returns where converted models are kept between runs: ``AUTOPEFT_CACHE``, else the user's cache folder."""
+    named = os.environ.get("AUTOPEFT_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autopeft"
+
+
 def plugin_folders() -> tuple[Path, ...]:
     """Returns the folders named by the environment variable ``AUTOPEFT_PLUGINS``, which adds methods to the registry.
 

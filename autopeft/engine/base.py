@@ -55,6 +55,17 @@ def load_base(folder: Path, candidate: Candidate, device: str) -> Any:
     return model if placement else model.to(device)
 
 
+def keep_differentiable(model: Any) -> None:
+    """Keeps bitsandbytes' 4-bit layers from repacking themselves when they are scored in the middle of a training.
+
+    On processors with AVX512-BF16, bitsandbytes 0.50 repacks a layer on its first forward in eval mode for a kernel
+    without a gradient, and uses that kernel from then on: gradients no longer pass the layer, silently.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 class OriginalWeights:
     """The unquantized weights of a model folder, read one tensor at a time."""
 

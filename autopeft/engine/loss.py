@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from autopeft.specs import Candidate, TrainerName
@@ -30,17 +31,39 @@ def batch_loss(model: Any, batch: dict[str, Any], trainer: TrainerName, num_item
 
     Args:
         model: with or without adapter; prepared by ``prepare_loss``.
-        batch: "input_ids", "attention_mask", "labels", each ``(rows, length)``.
+        batch: "input_ids", "attention_mask", "labels", each ``(rows, length)``; optionally "logits_to_keep", see
+            ``positions_to_keep``.
         trainer: "trl" computes in chunks of positions; "transformers" builds the logits and upcasts them to float32.
         num_items: supervised tokens of the whole optimizer step (all its forwards), so that accumulation is exact.
     """
-    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "position_ids") if key in batch}
+    names = ("input_ids", "attention_mask", "position_ids")
+    inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch}
     if trainer == "trl":
         outputs = model(**inputs, labels=batch["labels"], use_cache=False, fused_lm_head=True)
         return -outputs.log_probs.sum() / num_items
+    labels = batch["labels"]
+    if "logits_to_keep" in batch:
+        inputs["logits_to_keep"] = batch["logits_to_keep"]
+        labels = labels[:, -batch["logits_to_keep"] :]
     # The outputs, and with them the logits, are let go of before backward, as transformers' Trainer does.
-    loss: torch.Tensor = model(**inputs, labels=batch["labels"], use_cache=False, num_items_in_batch=num_items)["loss"]
+    loss: torch.Tensor = model(**inputs, labels=labels, use_cache=False, num_items_in_batch=num_items)["loss"]
     return loss
+
+
+def positions_to_keep(labels: Sequence[Sequence[int]]) -> int:
+    """Returns how many last positions of a padded batch need logits: from just before its first supervised token.
+
+    The logits of a prompt cost as much as those of an answer and are thrown away.
+    """
+    first = min(next(index for index, label in enumerate(row) if label != IGNORE_INDEX) for row in labels)
+    return len(labels[0]) - max(0, first - 1)
+
+
+def keeps_logits(model: Any) -> bool:
+    """Returns whether the model can leave out the logits of a batch's first positions."""
+    import inspect
+
+    return "logits_to_keep" in inspect.signature(type(model).forward).parameters
 
 
 def row_losses(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -51,8 +74,9 @@ def row_losses(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor
     import torch
     from torch.nn import functional
 
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-    targets = batch["labels"][:, 1:]
+    kept = {"logits_to_keep": batch["logits_to_keep"]} if "logits_to_keep" in batch else {}
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, **kept).logits
+    targets = batch["labels"][:, -logits.shape[1] :][:, 1:]
     mask = targets != IGNORE_INDEX
     token_losses = functional.cross_entropy(logits[:, :-1][mask].float(), targets[mask], reduction="none")
     losses = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)

@@ -14,7 +14,7 @@ def block_saved_bytes(w: Widths) -> int:
     attention, MLP, inputs of linear layers, dropout masks, and, independent of the tokens, 16-bit copies that
     autocast makes of the adapter's weights.
     """
-    per_token = _norms(w) + _attention(w) + _mlp(w) + _residual_dropout(w)
+    per_token: float = _norms(w) + _attention(w) + _mlp(w) + _residual_dropout(w)
     per_token += sum(_site_input(w, site) + _adapter_values(w, site) for site in SITES)
     return int(w.tokens * per_token) + _token_free(w)
 
@@ -58,7 +58,7 @@ def block_backward_temporary_bytes(w: Widths) -> int:
         mlp = max(mlp, w.tokens * wide * 2 * w.inner + hidden * wide * w.base)
     if w.family.activation == "tanh":
         mlp = w.tokens * wide * (4 * w.product if not w.autocast else 14)
-    return stream + max(mlp, _scores_backward(w)) + _weight_gradient(w)
+    return stream + max(mlp, _scores_backward(w))
 
 
 def _scores_backward(w: Widths) -> int:
@@ -66,12 +66,8 @@ def _scores_backward(w: Widths) -> int:
     if w.candidate.attention != "eager":
         return 0
     scores = w.tokens * w.model.attention_heads * w.sequence_length
-    return scores * (8 + w.base) - int(w.tokens * (_mlp(w) + _site_input(w, "mlp_out")))
-
-
-def _weight_gradient(w: Widths) -> int:
-    """A trained weight's gradient appears beside those counted as gradients only for the layer at work."""
-    return 0
+    freed = _mlp(w) + _site_input(w, "mlp_in") + _adapter_values(w, "mlp_in") + _norms(w) / 2
+    return scores * (8 - w.base) - int(w.tokens * freed)
 
 
 def _norms(w: Widths) -> int:
@@ -185,7 +181,7 @@ def _adapter_values(w: Widths, site: Site) -> float:
         rank = method.layer_parameters(w.candidate, layer) // (layer.in_features + layer.out_features)
         total += layer.count * rank * w.product
         if w.dora:
-            total += layer.count * layer.out_features * (w.base + w.product)
+            total += layer.count * layer.out_features * (w.inner + w.product)
     return total / w.model.layers
 
 

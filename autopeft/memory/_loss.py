@@ -20,11 +20,13 @@ class LossBytes:
         norm: kept by the last norm and for the head's weight gradient.
         forward: logits and loss when the forward ends.
         backward: logits and gradients at the widest moment before the blocks' backward.
+        states: hidden states that trl's head reads, cut off at the last position.
     """
 
     norm: int
     forward: int
     backward: int
+    states: int
 
 
 def loss_bytes(w: Widths) -> LossBytes:
@@ -38,26 +40,25 @@ def loss_bytes(w: Widths) -> LossBytes:
     float_norm = w.family.norm == "rms" or (w.autocast and w.kind != "cpu")
     norm = w.tokens * hidden * ((4 if float_norm else w.stream) + (w.stream if w.trained else 0))
     if w.model.kind == "encoder":
-        return LossBytes(0, 0, 0)
+        return LossBytes(0, 0, 0, 0)
     if w.candidate.trainer == "trl":
         forward, backward = _tiled(w)
-        return LossBytes(norm, forward, backward)
+        return LossBytes(norm, forward, backward, 2 * w.tokens * hidden * w.stream)
     entries = w.tokens * w.model.vocab_size
     logits = w.base if w.base == 2 else 0
     capped = w.base if w.family.soft_capped else 0
-    return LossBytes(norm, entries * (8 + logits + capped), entries * (12 + capped))
+    return LossBytes(norm, entries * (8 + logits + capped), entries * (12 + capped), 0)
 
 
 def _tiled(w: Widths) -> tuple[int, int]:
     hidden, vocabulary = w.model.hidden_size, w.model.vocab_size
     rows = min(w.tokens, TRL_TOKEN_CHUNK)
     tile = rows * TRL_VOCABULARY_CHUNK * w.base
-    states = w.tokens * hidden * w.stream
     upcast = 0
     if w.stream != w.base:
         upcast = min(vocabulary, 2 * TRL_VOCABULARY_CHUNK) * hidden * w.base + rows * hidden * w.base
-    forward = tile + 2 * states + upcast
-    backward = tile + 2 * states + 4 * w.tokens * hidden + upcast
+    forward = tile + upcast
+    backward = tile + 4 * w.tokens * hidden + upcast
     if w.trained:
         backward += (4 + w.base) * vocabulary * hidden
     if w.kind == "cpu":

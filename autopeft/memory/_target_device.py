@@ -10,7 +10,6 @@ from unittest import mock
 
 import torch
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from autopeft.specs import DeviceKind
 
@@ -37,11 +36,17 @@ def kernels_of(kind: DeviceKind) -> Iterator[None]:
         mock.patch.object(chunked_logprob, "_addmm_fp32", _nothing),
         mock.patch.object(bitsandbytes, "matmul", _int8_matmul),
         # Without an argument it answers for CUDA, which peft's quantized layers ask about.
-        mock.patch.object(torch, "is_autocast_enabled", lambda device_type="cpu": _autocast_enabled("cpu")),
+        mock.patch.object(torch, "is_autocast_enabled", _host_autocast_enabled),
         _quiet("bitsandbytes.autograd._functions"),
-        _CudaFunctions(),
+        _cuda_functions(),
     ):
         yield
+
+
+def _host_autocast_enabled(device_type: str = "cpu") -> bool:
+    """Answers for the host processor, whatever device is asked about: a trace's autocast is the host's."""
+    del device_type
+    return bool(_autocast_enabled("cpu"))
 
 
 @contextlib.contextmanager
@@ -68,19 +73,19 @@ def _int8_matmul(a: Any, b: Any, out: Any = None, state: Any = None, threshold: 
     return MatMul8bitLt.apply(a, b, out, bias, state)
 
 
-class _CudaFunctions(TorchFunctionMode):  # type: ignore[misc]  # torch is not type-checked here
-    """Replaces the few functions whose CUDA form allocates otherwise than the host processor's."""
+@contextlib.contextmanager
+def _cuda_functions() -> Iterator[None]:
+    """Replaces the few functions whose CUDA form allocates otherwise than the host processor's.
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in _REPLACED:
-            return _REPLACED[func](*args, **kwargs)
-        if func in _FLOAT32_UNDER_AUTOCAST and _autocast_enabled("cpu"):
-            args = tuple(_upcast(value) for value in args)
-            kwargs = {name: _upcast(value) for name, value in kwargs.items()}
-        return func(*args, **kwargs)
+    They are replaced by name: a TorchFunctionMode is not active where checkpointing runs a forward again.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(functional, "dropout", _dropout))
+        attention = _without_dropout(functional.scaled_dot_product_attention)
+        stack.enter_context(mock.patch.object(functional, "scaled_dot_product_attention", attention))
+        for module, name in _FLOAT32_UNDER_AUTOCAST:
+            stack.enter_context(mock.patch.object(module, name, _upcasting(getattr(module, name))))
+        yield
 
 
 def _dropout(values: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
@@ -88,32 +93,34 @@ def _dropout(values: Any, p: float = 0.5, training: bool = True, inplace: bool =
     return torch.native_dropout(values, p, True)[0] if training and p > 0 else values
 
 
-def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
-    return functional.scaled_dot_product_attention(query, key, value, *args, **(kwargs | {"dropout_p": 0.0}))
+def _without_dropout(attention: Callable[..., Any]) -> Callable[..., Any]:
+    """CUDA's kernels draw attention dropout inside; the host processor's would build the matrix of scores for it."""
+
+    def wrapped(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return attention(query, key, value, *args, **(kwargs | {"dropout_p": 0.0}))
+
+    return wrapped
 
 
-_REPLACED: dict[Any, Callable[..., Any]] = {
-    functional.dropout: _dropout,
-    functional.scaled_dot_product_attention: _attention,
-}
-
-# https://docs.pytorch.org/docs/stable/amp.html lists them ("CUDA ops that autocast to float32"; recalled); the host
-# processor's list is shorter.
-_FLOAT32_UNDER_AUTOCAST = frozenset(
-    {
-        functional.layer_norm,
-        functional.softmax,
-        functional.log_softmax,
-        torch.softmax,
-        torch.log_softmax,
-        torch.Tensor.softmax,
-        torch.pow,
-        torch.Tensor.pow,
-        torch.Tensor.__pow__,
-        torch.sum,
-        torch.Tensor.sum,
-    }
+# Of CUDA's functions that autocast runs in float32 (torch's documentation of amp, recalled), those that the host
+# processor's list lacks and that models call on 16-bit tensors.
+_FLOAT32_UNDER_AUTOCAST = (
+    (functional, "layer_norm"),
+    (functional, "softmax"),
+    (functional, "log_softmax"),
+    (torch, "softmax"),
+    (torch, "pow"),
 )
+
+
+def _upcasting(function: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if not _autocast_enabled("cpu"):
+            return function(*args, **kwargs)
+        upcast_kwargs = {name: _upcast(value) for name, value in kwargs.items()}
+        return function(*(_upcast(value) for value in args), **upcast_kwargs)
+
+    return wrapped
 
 
 def _upcast(value: Any) -> Any:

@@ -16,6 +16,7 @@ from autopeft.engine.base import torch_dtype
 from autopeft.engine.loss import prepare_loss
 from autopeft.engine.optimizer import make_optimizer
 from autopeft.engine.step import StepParts, training_step
+from autopeft.errors import ModelError
 from autopeft.memory._depth import TracedPart
 from autopeft.memory._fake_quantization import dequantizing_stand_in, pack_weights, quantize_modules, scale_tensors
 from autopeft.memory._recorder import Allocation, AllocationRecorder
@@ -115,23 +116,31 @@ def trace_step(setting: Setting) -> TracedStep:
 
 
 def _model_on_meta(setting: Setting) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
-
     candidate = setting.candidate
-    task, auto = (
-        ("SEQ_CLS", AutoModelForSequenceClassification) if setting.encoder else ("CAUSAL_LM", AutoModelForCausalLM)
-    )
     with torch.device("meta"):
-        model = auto.from_config(
-            setting.config, dtype=torch_dtype(candidate.dtype), attn_implementation=candidate.attention
-        )
+        model = _base_model(setting)
         quantize_modules(model, candidate)
         if not setting.encoder:
             prepare_loss(model, candidate.trainer)
-        model = inject(model, candidate, MANY_STEPS, task)
+        model = inject(model, candidate, MANY_STEPS, "SEQ_CLS" if setting.encoder else "CAUSAL_LM")
     if candidate.activation_checkpointing:
         enable_checkpointing(model)
     return model.train()
+
+
+def _base_model(setting: Setting) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    auto = AutoModelForSequenceClassification if setting.encoder else AutoModelForCausalLM
+    attention = setting.candidate.attention
+    try:
+        return auto.from_config(
+            setting.config, dtype=torch_dtype(setting.candidate.dtype), attn_implementation=attention
+        )
+    except (ValueError, ImportError) as error:
+        kind = setting.config.model_type
+        first = str(error).splitlines()[0]
+        raise ModelError(f"a {kind!r} model cannot be built with attention {attention!r}: {first}") from error
 
 
 def _materialize(model: Any, setting: Setting) -> None:
@@ -182,7 +191,7 @@ def _one_document_a_row() -> Iterator[None]:
     """Answers without reading values that rows are not packed, so that attention needs no mask but the causal one."""
     from transformers import masking_utils
 
-    with mock.patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: None):
+    with mock.patch.object(masking_utils, "find_packed_sequence_indices", return_value=None):
         yield
 
 
@@ -194,9 +203,8 @@ def _watched(model: Any, setting: Setting, progress: _Progress, recorder: Alloca
     for index, block in enumerate(blocks):
         part = _part_name(index, len(blocks))
         handles.append(block.register_forward_hook(_entering(progress, part)))
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            handles.append(parameter.register_post_accumulate_grad_hook(lambda p: recorder.name([p.grad], "gradients")))
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    handles += [p.register_post_accumulate_grad_hook(lambda p: recorder.name([p.grad], "gradients")) for p in trained]
     try:
         yield
     finally:

@@ -68,8 +68,12 @@ def widths_of(candidate: Candidate, model: ModelSpec, kind: DeviceKind, *, seque
     adapter = DTYPE_BYTES[candidate.adapter_dtype or candidate.dtype]
     autocast = base == 2 and candidate.adapter_dtype == "float32"
     quantized = candidate.quantization != "none"
-    upcast = quantized and candidate.prepare_kbit
     spec = method.adapter_spec(candidate, _ENOUGH_STEPS) if method.has_adapter else None
+    dora = spec is not None and bool(spec.settings.get("use_dora"))
+    # bitsandbytes' layers answer in the dtype they were asked in: once something is float32, the stream stays so.
+    # prepare_kbit makes the norms so, DoRA its magnitudes, autocast on CUDA torch's own layer norm.
+    float32_source = autocast and kind != "cpu" and (dora or family.norm != "rms")
+    upcast = quantized and (candidate.prepare_kbit or float32_source)
     return Widths(
         candidate=candidate,
         model=model,
@@ -81,7 +85,7 @@ def widths_of(candidate: Candidate, model: ModelSpec, kind: DeviceKind, *, seque
         trained=not method.has_adapter,
         autocast=autocast,
         quantized=quantized,
-        dora=spec is not None and bool(spec.settings.get("use_dora")),
+        dora=dora,
         base=base,
         adapter=adapter,
         product=base if autocast else adapter,

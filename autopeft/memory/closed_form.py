@@ -9,7 +9,7 @@ from autopeft.memory._loss import loss_bytes
 from autopeft.memory._widths import Widths, trainable_parameters, widths_of
 from autopeft.memory.overhead import overhead_bytes
 from autopeft.memory.timing import estimate_time
-from autopeft.methods import get_method
+from autopeft.methods import PeftMethod, get_method
 from autopeft.specs import Candidate, Device, MemoryEstimate, ModelSpec
 
 KNOWN_ERROR = 0.05
@@ -69,15 +69,16 @@ def _step_phases(w: Widths, held: dict[str, int], gradients: int) -> dict[str, d
         unsaved = activations.first_block_unsaved_bytes(w)
         kept, kept_by_first = w.model.layers * block - unsaved, block - unsaved
     early = gradients if w.candidate.gradient_accumulation_steps > 1 else 0
-    layer_gradients = early or (gradients // w.model.layers if w.trained else 0)
-    loss_kept = {"gradients": early, "activations": kept + loss.norm}
+    at_once = gradients if _has_penalty(w) else early
+    layer_gradients = at_once or (gradients // w.model.layers if w.trained else 0)
+    loss_kept = {"gradients": early, "activations": kept + loss.norm + loss.states}
     return {
         "forward": _widest(
             held | loss_kept | {"logits": loss.forward},
             held | {"gradients": early, "activations": kept, "temporaries": forward_temporary},
         ),
         "backward": _widest(
-            held | loss_kept | {"logits": loss.backward},
+            held | loss_kept | {"logits": loss.backward, "gradients": at_once},
             held | {"gradients": layer_gradients, "activations": kept, "temporaries": backward_temporary},
             held | {"gradients": gradients, "activations": kept_by_first, "temporaries": backward_temporary},
         ),
@@ -87,6 +88,11 @@ def _step_phases(w: Widths, held: dict[str, int], gradients: int) -> dict[str, d
             "temporaries": static.optimizer_temporary_bytes(w.candidate, w.model, gradients, foreach=w.kind != "cpu"),
         },
     }
+
+
+def _has_penalty(w: Widths) -> bool:
+    """Returns whether the method adds to the loss: its backward comes first and makes every gradient at once."""
+    return type(get_method(w.candidate.method)).extra_loss is not PeftMethod.extra_loss
 
 
 def _widest(*moments: dict[str, int]) -> dict[str, int]:

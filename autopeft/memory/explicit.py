@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from autopeft.errors import InvalidInputError
+from autopeft.errors import AutoPeftError, InvalidInputError, UnknownNameError
 from autopeft.memory.closed_form import estimate_memory
 from autopeft.methods import get_method
 from autopeft.profiling.model import resolve_target_modules
 from autopeft.spaces import all_spaces
-from autopeft.specs import Candidate, Device, MemoryEstimate, ModelSpec
+from autopeft.specs import (
+    Attention,
+    Candidate,
+    Device,
+    Dtype,
+    MemoryEstimate,
+    ModelSpec,
+    Optimizer,
+    Quantization,
+    TrainerName,
+)
 
 DEFAULT_RANK = 16
-UNPRICED_LORA_KEYS = ("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "exclude_modules",
-                   "trainable_token_indices", "target_parameters", "layer_replication", "lora_bias")  # fmt: skip
-"""Settings of LoraConfig that the closed form has no term for."""
+
+UNPRICED_KEYS = ("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "exclude_modules",
+                 "trainable_token_indices", "target_parameters", "layer_replication", "lora_bias", "use_qalora",
+                 "use_bdlora", "alora_invocation_tokens", "arrow_config", "kasa_config", "megatron_config",
+                 "monteclora_config", "velora_config")  # fmt: skip
+"""Settings of peft's LoraConfig and AdaLoraConfig that the closed form has no term for."""
+
+INITIALIZATION_KEYS = ("eva_config", "corda_config", "loftq_config", "lora_ga_config")
+"""Settings that decide initial values only, which take no memory in training."""
+
+_CLOSED_SETS: dict[str, Any] = {
+    "quantization": Quantization,
+    "dtype": Dtype,
+    "adapter_dtype": Dtype,
+    "attention": Attention,
+    "optimizer": Optimizer,
+    "trainer": TrainerName,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,11 +52,15 @@ class SavedConfig:
     """An adapter_config.json.
 
     Attributes:
-        settings: method, r, lora_alpha and target_modules in our terms.
+        name: the file, for errors.
+        peft_type: peft's name of the configuration: "LORA".
+        settings: method, r, lora_alpha, target_modules and what else the closed form knows, in our terms.
         text: the configuration as JSON text, from which peft builds the adapter in a trace.
         needs_trace: why only a trace can price it; None where the closed form can.
     """
 
+    name: str
+    peft_type: str
     settings: dict[str, Any]
     text: str
     needs_trace: str | None
@@ -41,25 +71,37 @@ def explicit_candidate(model: ModelSpec, adapter: Mapping[str, Any], rest: Candi
 
     Args:
         model: resolves the target modules.
-        adapter: "method", "r", "lora_alpha", "target_modules"; None takes the default.
-        rest: everything else.
+        adapter: "method", "r", "lora_alpha", "target_modules", of which None takes the default; other settings of the
+            adapter ("lora_dropout", "options") where a saved configuration has them.
+        rest: everything else; its ``adapter_dtype`` None takes float32.
 
     Raises:
-        UnknownNameError: for an unknown method or target module.
-        InvalidInputError: for adapter options of a method without an adapter.
+        UnknownNameError: for an unknown method, target module, optimizer, dtype, ...
+        InvalidInputError: for adapter options of a method without an adapter, or a number out of range.
     """
     method = get_method(adapter["method"])
+    _refuse_unknown_choices(rest)
+    _refuse_impossible_numbers(
+        {**adapter, "batch_size": rest.per_device_batch_size, "sequence_length": rest.max_length}
+    )
     if not method.has_adapter:
         given = [name for name in ("r", "lora_alpha", "target_modules") if adapter[name] is not None]
+        given += ["adapter_dtype"] if rest.adapter_dtype is not None else []
         if given:
             raise InvalidInputError(f"method {method.name!r} has no adapter; leave out {', '.join(given)}")
-        return replace(rest, method=method.name, adapter_dtype=None)
+        return replace(rest, method=method.name)
     r = DEFAULT_RANK if adapter["r"] is None else adapter["r"]
     alpha = adapter["lora_alpha"]
     if alpha is None:
         alpha = method.lora_alpha(r, all_spaces()[method.name].scaling or 1.0)
-    targets = resolve_target_modules(model, adapter["target_modules"] or ["all-linear"])
-    candidate = replace(rest, method=method.name, r=r, lora_alpha=alpha, target_modules=targets)
+    targets = adapter["target_modules"]
+    settings = dict(adapter) | {
+        "r": r,
+        "lora_alpha": alpha,
+        "target_modules": resolve_target_modules(model, ["all-linear"] if targets is None else targets),
+        "adapter_dtype": rest.adapter_dtype or "float32",
+    }
+    candidate = replace(rest, **settings)
     return replace(candidate, options=method.complete_options(candidate))
 
 
@@ -82,7 +124,18 @@ def estimate_explicit(
         return estimate_memory(candidate, model, device, sequence_length=candidate.max_length)
     from autopeft.memory.trace import trace_memory
 
-    estimate = trace_memory(candidate, model, device, sequence_length=candidate.max_length)
+    try:
+        estimate = trace_memory(candidate, model, device, sequence_length=candidate.max_length)
+    except AutoPeftError:
+        raise
+    except Exception as error:
+        if saved is None:
+            raise
+        # A configuration of somebody else's may start from data or weights, which fake tensors do not have.
+        raise InvalidInputError(
+            f"{saved.name} cannot be traced: peft's {saved.peft_type} adapter ({type(error).__name__}: "
+            f"{str(error).strip().partition(chr(10))[0]}) does not run on tensors without values"
+        ) from error
     notes = () if trace or needs_trace is None else (f"traced, since {needs_trace}",)
     return replace(estimate, assumptions=(*notes, *estimate.assumptions))
 
@@ -103,16 +156,61 @@ def read_peft_config(path: Path, model: ModelSpec) -> SavedConfig:
         raise InvalidInputError(f"{path} is no adapter_config.json: it names no peft_type")
     targets, why = _targets(content, model)
     kind = content["peft_type"].upper()
-    settings = {"method": _method(content), "r": None, "lora_alpha": None, "target_modules": targets}
-    if kind == "LORA":
-        settings |= {"r": content.get("r"), "lora_alpha": content.get("lora_alpha")}
-        unusual = [key for key in UNPRICED_LORA_KEYS if content.get(key)]
-        why = why or (f"the closed form has no term for {', '.join(unusual)}" if unusual else None)
-    elif kind == "ADALORA":
-        settings |= {"r": content.get("target_r"), "lora_alpha": content.get("lora_alpha")}
-    else:
+    buildable = _without_initial_values(content)
+    unpriced = [key for key in UNPRICED_KEYS if buildable.get(key)]
+    if content.get("bias", "none") != "none":
+        unpriced.append("bias")
+    if kind not in ("LORA", "ADALORA"):
         why = f"the closed form does not know the peft type {kind}"
-    return SavedConfig(settings=settings, text=json.dumps(content), needs_trace=why)
+    elif unpriced and why is None:
+        why = f"the closed form has no term for {', '.join(unpriced)}"
+    return SavedConfig(
+        name=str(path),
+        peft_type=kind,
+        settings={"method": _method(content), "target_modules": targets, **_adapter_settings(content, str(path))},
+        text=json.dumps(buildable),
+        needs_trace=why,
+    )
+
+
+def _adapter_settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns rank, alpha and dropout; what the file leaves out has peft's default (LoraConfig, AdaLoraConfig)."""
+    kind = content["peft_type"].upper()
+    if kind not in ("LORA", "ADALORA"):
+        return {"r": None, "lora_alpha": None}
+    rank = content.get("target_r" if kind == "ADALORA" else "r", 8)
+    settings = {"r": rank, "lora_alpha": content.get("lora_alpha", 8), "lora_dropout": content.get("lora_dropout", 0.0)}
+    options = {"init_r": content.get("init_r", 12)} if kind == "ADALORA" else {}
+    for name, value in {**settings, **options}.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidInputError(f"{where}: {name} must be a number, not {value!r}")
+    return {**settings, "lora_alpha": float(settings["lora_alpha"]), "options": options}
+
+
+def _without_initial_values(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the configuration without what needs data, weights or a finished training to be built."""
+    plain = {key: value for key, value in content.items() if key not in INITIALIZATION_KEYS}
+    if content["peft_type"].upper() == "ADALORA":
+        # The result of a training: which of the init_r ranks are masked. They take memory all the same.
+        plain.pop("rank_pattern", None)
+    return plain | {"init_lora_weights": True} if isinstance(content.get("init_lora_weights"), str) else plain
+
+
+def _refuse_unknown_choices(candidate: Candidate) -> None:
+    for field, choices in _CLOSED_SETS.items():
+        value = getattr(candidate, field)
+        if value not in get_args(choices) and not (field == "adapter_dtype" and value is None):
+            raise UnknownNameError(field, str(value), get_args(choices))
+
+
+def _refuse_impossible_numbers(numbers: Mapping[str, Any]) -> None:
+    for name in ("r", "batch_size", "sequence_length"):
+        value = numbers[name]
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise InvalidInputError(f"{name} must be a whole number of at least 1, not {value!r}")
+    alpha = numbers["lora_alpha"]
+    if alpha is not None and not 0 < alpha < math.inf:
+        raise InvalidInputError(f"lora_alpha must be a number above zero, not {alpha!r}")
 
 
 def _method(content: Mapping[str, Any]) -> str:

@@ -43,8 +43,8 @@ class Overhead:
 def overhead_bytes(device: Device | None, peak_memory_bytes: int) -> Overhead:
     """Returns what must be free beside ``peak_memory_bytes`` of tensors; None means an unnamed accelerator."""
     fragmentation = int(FRAGMENTATION_SHARE * peak_memory_bytes)
-    if device is not None and device.kind == "cpu":
-        text = f"the process itself, its libraries and data take {HOST_RESIDENT_BYTES // MIB} MiB, the heap wastes {FRAGMENTATION_SHARE:.0%}"
-        return Overhead(fragmentation, HOST_RESIDENT_BYTES, text)
-    text = f"the device context takes {ACCELERATOR_CONTEXT_BYTES // MIB} MiB, allocator fragmentation {FRAGMENTATION_SHARE:.0%} of the peak"
-    return Overhead(fragmentation, ACCELERATOR_CONTEXT_BYTES, text)
+    on_host = device is not None and device.kind == "cpu"
+    context = HOST_RESIDENT_BYTES if on_host else ACCELERATOR_CONTEXT_BYTES
+    what = "the process with its libraries" if on_host else "the device context"
+    text = f"{what} takes {context // MIB} MiB, fragmentation {FRAGMENTATION_SHARE:.0%} of the peak"
+    return Overhead(fragmentation, context, text)

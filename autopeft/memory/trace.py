@@ -10,7 +10,7 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from autopeft.engine.stack import require_training_stack
-from autopeft.errors import ModelError
+from autopeft.errors import InvalidInputError, ModelError
 from autopeft.memory._depth import extrapolate, pattern_period, shallow_depths
 from autopeft.memory.overhead import overhead_bytes
 from autopeft.memory.timing import estimate_time
@@ -36,9 +36,15 @@ def trace_memory(
 
     Raises:
         MissingExtraError: if the training stack is not installed.
-        ModelError: if the installed transformers cannot build the model from its configuration.
+        ModelError: if the installed transformers cannot build the model, or not with this attention.
+        InvalidInputError: if an encoder is to be quantized.
     """
     require_training_stack("tracing a training step")
+    if model.kind == "encoder" and candidate.quantization != "none":
+        raise InvalidInputError(
+            f"{model.id} with quantization {candidate.quantization!r} cannot be traced: the installed transformers "
+            "quantizes its classification head too, which then cannot be trained; use quantization none"
+        )
     from autopeft.memory._traced_step import Setting, trace_step
 
     kind: DeviceKind = device.kind if device else "cuda"

@@ -40,12 +40,28 @@ def solve_batch(candidate: Candidate, effective_batch_size: int, available_bytes
 def _largest(
     candidate: Candidate, effective_batch_size: int, available_bytes: int, price: Price, *, checkpointing: bool
 ) -> tuple[Candidate, MemoryEstimate] | None:
-    for batch in divisors(effective_batch_size):
-        tried = _split(candidate, effective_batch_size, batch, checkpointing=checkpointing)
-        estimate = price(tried)
-        if estimate.required_bytes <= available_bytes:
-            return tried, estimate
-    return None
+    """Returns the largest batch that fits; None if batch 1 does not.
+
+    Between the accumulating splits memory grows with the batch, so they are searched by halving. The whole batch stands
+    apart: without accumulation no gradients are held during the forward.
+    """
+
+    def tried(batch: int) -> tuple[Candidate, MemoryEstimate] | None:
+        split = _split(candidate, effective_batch_size, batch, checkpointing=checkpointing)
+        estimate = price(split)
+        return (split, estimate) if estimate.required_bytes <= available_bytes else None
+
+    whole, *smaller = divisors(effective_batch_size)
+    found = tried(whole)
+    if found is not None or not smaller:
+        return found
+    found = tried(1)
+    first, last = 0, len(smaller) - 1
+    while found is not None and first < last:
+        middle = (first + last) // 2
+        better = tried(smaller[middle])
+        found, first, last = (found, middle + 1, last) if better is None else (better, first, middle)
+    return found
 
 
 def _split(candidate: Candidate, effective_batch_size: int, batch: int, *, checkpointing: bool) -> Candidate:

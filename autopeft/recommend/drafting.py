@@ -42,6 +42,7 @@ class Drafts:
     advice: Advice
     _spaces: dict[str, MethodSpace] = field(default_factory=dict)
     _targets: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    _fitting: dict[str, tuple[int, ...]] = field(default_factory=dict)
     _ranks: dict[str, tuple[int, str] | None] = field(default_factory=dict)
 
     def space(self, method: str) -> MethodSpace:
@@ -82,7 +83,7 @@ class Drafts:
             double_quantization=settings.get("quantization") == "nf4",
             max_length=self.advice.max_length,
             warmup_ratio=self.advice.warmup_ratio,
-            trainer="trl" if self.model.kind == "causal_lm" else "transformers",
+            trainer=narrowing.loss_of(self.model, self.device),
             options=options,
             **settings,
         )
@@ -112,11 +113,12 @@ class Drafts:
 
     def ranks(self, method: str) -> tuple[int, ...]:
         """Returns the ranks of a space that no adapted layer is too narrow for, rising."""
-        distribution = self.space(method).parameters.get("r")
-        if distribution is None:
-            return ()
-        width = narrowing.narrowest_width(self.model)
-        return tuple(r for r in rank_choices(distribution) if r <= width)
+        if method not in self._fitting:
+            distribution = self.space(method).parameters.get("r")
+            choices = () if distribution is None else rank_choices(distribution)
+            width = narrowing.narrowest_width(self.model) if choices else 0
+            self._fitting[method] = tuple(r for r in choices if r <= width)
+        return self._fitting[method]
 
     def aliases(self, method: str) -> tuple[str, ...]:
         """Returns the choices of target modules that name layers of this model."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from autopeft.errors import InvalidInputError, UnknownNameError
 from autopeft.profiling.model import adapted_layers, resolve_target_modules
-from autopeft.specs import Device, Distribution, Dtype, MethodSpace, ModelSpec, OptionValue, Quantization
+from autopeft.specs import Device, Distribution, Dtype, MethodSpace, ModelSpec, OptionValue, Quantization, TrainerName
 
 
 def device_dtype(device: Device) -> Dtype:
@@ -108,3 +108,12 @@ def _value_problem(distribution: Distribution, value: OptionValue) -> str | None
         return "no number"
     inside = distribution.low <= value <= distribution.high
     return None if inside else f"outside {distribution.low:g} to {distribution.high:g}"
+
+
+def loss_of(model: ModelSpec, device: Device) -> TrainerName:
+    """Returns whose loss is computed: trl's, which never builds the full logits, except where it only costs time.
+
+    On a CPU its chunks are computed position by position whether supervised or not: 3.7 s a step against 2.3 s
+    (SmolLM2-135M, LoRA r 16, 8 x 80 tokens, bfloat16, one thread of an AVX512-BF16 processor, trl 1.16).
+    """
+    return "trl" if model.kind == "causal_lm" and device.kind != "cpu" else "transformers"

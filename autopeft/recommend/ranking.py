@@ -110,7 +110,7 @@ def best_of_variant(
 
 
 def _ladder(factory: CandidateFactory, method: str, quantization: Quantization) -> Iterator[dict[str, OptionValue]]:
-    """Yields knob values from the recommended ones to the leanest: the next lower and the lowest rank, fewer targets."""
+    """Yields knob values from the recommended ones to the leanest: the next and the lowest rank, then fewer targets."""
     space = factory.allowed(method)
     start: dict[str, OptionValue] = {"quantization": quantization} if "quantization" in space.parameters else {}
     advice = factory.drafts.rank_advice(method)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autopeft.profiling.model import adapted_layers
 from autopeft.recommend.learning_rate import learning_rate_reason
 from autopeft.recommend.narrowing import quantization_problem
 from autopeft.specs import Candidate, Device, MethodSpace, ModelSpec
@@ -44,7 +45,7 @@ def _target_reason(candidate: Candidate, model: ModelSpec) -> str:
     if not candidate.target_modules:
         return "no target modules: every weight is trained"
     targeted = ", ".join(candidate.target_modules)
-    roles = {layer.role for layer in model.linear_layers if layer.name in candidate.target_modules}
+    roles = {layer.role for layer in adapted_layers(model, candidate.target_modules)}
     if "mlp" in roles and "attention" in roles:
         return f"adapters on {targeted}: all linear layers learn most for their parameters"
     return f"adapters on {targeted} alone: less memory and time, and less learnt than on all linear layers"

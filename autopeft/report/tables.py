@@ -38,18 +38,21 @@ from autopeft.specs import (
 )
 from autopeft.units import GIB, format_duration, format_gib
 
+EXPLAINED = 3
+"""Candidates whose own reasons are printed; the others' are in the plan."""
+
 _SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 
 def suggest_table(plan: Recommendation) -> RenderableType:
     """Returns the ranked candidates with price and reasons, then what was rejected."""
-    parts: list[RenderableType] = [_heading(plan), _candidates(plan)]
+    parts: list[RenderableType] = [_heading(plan), _candidates(plan), Text()]
     shared = _shared_reasons(plan.candidates)
     if shared:
         parts += [_bold("Why, for all of them"), _bullets(shared), Text()]
-    own = [_own_reasons(place, entry, shared) for place, entry in enumerate(plan.candidates, 1)]
+    own = [_own_reasons(place, entry, shared) for place, entry in enumerate(plan.candidates[:EXPLAINED], 1)]
     if any(own):
-        parts += [_bold("Why, one by one"), *(part for part in own if part), Text()]
+        parts += [_bold("Why, one by one"), *(part for part in own if part), *_more_reasons(plan), Text()]
     if plan.rejected:
         parts += [_bold("Rejected"), _bullets(map(_rejected_line, plan.rejected)), Text()]
     if plan.notes:
@@ -199,6 +202,14 @@ def _own_reasons(place: int, entry: RankedCandidate, shared: tuple[str, ...]) ->
     if not own:
         return None
     return Group(_text(f"{place}  {entry.candidate.method} ({_base_label(entry)})"), _bullets(own))
+
+
+def _more_reasons(plan: Recommendation) -> list[RenderableType]:
+    left = len(plan.candidates) - EXPLAINED
+    if left <= 0:
+        return []
+    which = "the other" if left == 1 else f"the other {left}"
+    return [_text(f"The reasons for {which} are in the plan: --json prints it, -o plan.json keeps it.")]
 
 
 def _rejected_line(entry: RejectedCandidate) -> str:

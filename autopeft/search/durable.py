@@ -117,7 +117,8 @@ def _parse(line: bytes, where: str) -> dict[str, Any] | None:
     try:
         content = msgspec.json.decode(line)
     except msgspec.DecodeError as error:
-        if line.startswith(b"{") and "truncated" in str(error):
+        # A line cut within a character is no text at all, and is told as such; but it does not end as a record does.
+        if line.startswith(b"{") and ("truncated" in str(error) or not line.endswith(b"}")):
             return None
         raise RunFolderError(f"{where} is no JSON object ({error}); the file was changed by something else") from error
     if not isinstance(content, dict):

@@ -18,6 +18,9 @@ from autopeft.specs import Candidate, RankedCandidate, Scores, TrialResult
 WINNER = "final-winner"
 PLAIN = "final-plain-lora"
 
+TIME_NOISE = 0.1
+"""Relative difference of step times below which two trials count as equally fast; repeats on one machine differ so."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
@@ -66,7 +69,7 @@ def choose(session: Session, trials: Sequence[TrialResult]) -> Choice:
         )
         if not found.significant:
             tied.append(trial)
-    winner = min(tied, key=lambda trial: _cost(session, trial))
+    winner = cheapest(session, tied)
     return Choice(best=best, winner=winner, reason=_reason(best, tied, winner))
 
 
@@ -145,11 +148,28 @@ def _choose_scores(session: Session, trial: TrialResult) -> Scores:
     return scores
 
 
-def _cost(session: Session, trial: TrialResult) -> tuple[float, int, float]:
-    """Returns what makes a trial cheap: predicted seconds of a step (else measured), then memory, then loss."""
+def cheapest(session: Session, tied: Sequence[TrialResult]) -> TrialResult:
+    """Returns the cheapest of equally good trials: by time, then what servers load as it is, then memory, then loss.
+
+    Times within TIME_NOISE of the shortest count as equal.
+    """
+    seconds = {trial.name: _step_seconds(session, trial) for trial in tied}
+    limit = min(seconds.values()) * (1 + TIME_NOISE)
+    quick = [trial for trial in tied if seconds[trial.name] <= limit]
+    return min(
+        quick,
+        key=lambda trial: (
+            not session.source.allowed(trial.candidate.method).served_as_trained,
+            trial.predicted_required_bytes,
+            _loss(trial),
+        ),
+    )
+
+
+def _step_seconds(session: Session, trial: TrialResult) -> float:
+    """Returns the seconds of one step: predicted, or measured where the device's speed is unknown."""
     predicted = _priced(session, trial.candidate).estimate.seconds_per_step
-    seconds = predicted if predicted is not None else trial.train_seconds / max(1, trial.steps)
-    return seconds, trial.predicted_required_bytes, _loss(trial)
+    return predicted if predicted is not None else trial.train_seconds / max(1, trial.steps)
 
 
 def _priced(session: Session, candidate: Candidate) -> RankedCandidate:
@@ -167,7 +187,10 @@ def _reason(best: Sequence[TrialResult], tied: Sequence[TrialResult], winner: Tr
             f"{method} has the lowest loss on the choose split, and the difference to every other method is significant"
         )
     others = ", ".join(trial.candidate.method for trial in tied)
-    return f"on the choose split {others} cannot be told apart (lowest: {lowest}); {method} is the cheapest of them"
+    return (
+        f"on the choose split {others} cannot be told apart (lowest: {lowest}); {method} is the cheapest of them, "
+        "in time, then in what it takes to serve it, then in memory"
+    )
 
 
 def _plain_to_train(session: Session, winner: Candidate) -> tuple[Candidate | None, tuple[str, ...]]:

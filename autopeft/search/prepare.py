@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from autopeft.errors import AutoPeftError, RunFolderError
+from autopeft.resources import cache_folder
 from autopeft.search.durable import read_json, write_json
 from autopeft.search.schedule import (
     MARGIN_SHARE,
@@ -36,7 +37,7 @@ from autopeft.specs import (
 )
 from autopeft.units import format_duration
 
-CALIBRATION_STEPS = 4
+CALIBRATION_STEPS = 3
 UNTOUCHED = "untouched-base"
 _CALIBRATION = "calibration"
 
@@ -86,7 +87,7 @@ def job_of(session: Session) -> Job:
         max_length=max(entry.candidate.max_length for entry in best),
         device=plan.hardware.device.kind,
         memory_limit_bytes=max(entry.available_bytes for entry in best),
-        cache_folder=str(session.folder.cache),
+        cache_folder=str(cache_folder()),
         choose_rows=sizes.choose_rows,
         test_rows=sizes.test_rows,
         seed=session.seed("splits"),

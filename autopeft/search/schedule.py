@@ -108,8 +108,8 @@ class Schedule:
 def split_sizes(rows: int, time_budget_seconds: float | None) -> SplitSizes:
     """Returns how many of so many rows are held out; at least 70 % are trained on."""
     tight = time_budget_seconds is not None and time_budget_seconds < TIGHT_SECONDS
-    choose = min(round(0.10 * rows), 64 if tight else 256)
-    test = min(round(0.15 * rows), 200 if tight else 1000)
+    choose = min(round(0.10 * rows), 48 if tight else 256)
+    test = min(round(0.15 * rows), 128 if tight else 1000)
     return SplitSizes(choose_rows=max(2, choose), test_rows=max(2, test))
 
 
@@ -270,8 +270,8 @@ def _largest_ratio(task: Task, methods: tuple[str, ...]) -> float:
 def _rungs(steps: int, seconds_per_step: float, choose_seconds: float) -> tuple[int, ...]:
     """Returns the rungs at thirds; one, or none, where scoring them would cost more than pruning saves."""
     thirds = _thirds(steps)
-    affordable = math.floor(0.25 * steps * seconds_per_step / choose_seconds) if choose_seconds > 0 else len(thirds)
-    return thirds[: max(0, affordable)]
+    worth_seconds = 0.25 * steps * seconds_per_step
+    return tuple(rung for count, rung in enumerate(thirds, start=1) if count * choose_seconds <= worth_seconds)
 
 
 def _thirds(steps: int) -> tuple[int, ...]:

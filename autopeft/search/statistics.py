@@ -27,7 +27,8 @@ def paired_comparison(
     Source: percentile bootstrap with the expanded quantiles of Hesterberg, "What teachers should know about the
     bootstrap" (recalled, unverified): ``alpha'/2 = Phi(-sqrt(n / (n - 1)) t)``, which makes up for the percentile
     interval's narrowness with few rows. Leaves out: the noise of the training seed; correlation between rows.
-    Known error: see tests/unit/search/test_statistics.py, coverage 93 to 97 % from 40 rows on.
+    Known error: in the simulation of tests/unit/search/test_statistics.py (2000 repeats, rows of very different
+    lengths) a 95 % interval covers the truth in 92.8 % with 20 rows, 94.1 % with 40, 94.3 % with 200.
 
     Args:
         names: of left and right.

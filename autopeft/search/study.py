@@ -29,12 +29,10 @@ class Proposal:
 
     Attributes:
         trial: Optuna's trial, to report to.
-        mandatory: the first trial of a method, which always runs to its end.
     """
 
     trial: optuna.Trial
     candidate: Candidate
-    mandatory: bool
 
     @property
     def name(self) -> str:
@@ -118,7 +116,7 @@ class SearchStudy:
             candidate = self._enqueued[place]
         else:
             candidate = self._source.candidate(method, self._space.to_values(method, trial.params))
-        return Proposal(trial=trial, candidate=candidate, mandatory=place < self._mandatory)
+        return Proposal(trial=trial, candidate=candidate)
 
     def pass_over_duplicate(self, proposal: Proposal, of: str) -> None:
         """Settles a proposal that was tried before, without a training."""
@@ -132,9 +130,12 @@ class SearchStudy:
         self.study.tell(proposal.trial, state=TrialState.PRUNED)
 
     def should_prune(self, proposal: Proposal, step: int, loss: float) -> bool:
-        """Reports a rung and returns whether the trial is worse than the median of the finished ones there."""
+        """Reports a rung and returns whether the trial is worse than the median of the finished ones there.
+
+        A method's first trial always runs on: the pruner's startup trials are as many as there are of them.
+        """
         proposal.trial.report(loss, step)
-        return not proposal.mandatory and bool(proposal.trial.should_prune())
+        return bool(proposal.trial.should_prune())
 
     def tell(self, result: TrialResult) -> None:
         """Settles a trial from its line in results.jsonl, which is on disk already."""

@@ -42,6 +42,7 @@ class MethodSpace:
         step_time_ratio: seconds of one step as a multiple of plain LoRA's at the same rank and targets.
         quality_prior_points: expected task quality against plain LoRA on the same base, in points, both tuned; 0 where
             nothing was measured fairly.
+        served_as_trained: whether every common server loads the saved adapter as it is, at the right scale.
         searched_by_default: False for a method that is searched only when asked for (full fine-tuning).
         sources: where the figures come from.
     """
@@ -54,6 +55,7 @@ class MethodSpace:
     learning_rate_factor: float = 1.0
     step_time_ratio: float = 1.0
     quality_prior_points: float = 0.0
+    served_as_trained: bool = False
     searched_by_default: bool = True
     sources: tuple[str, ...] = ()
 

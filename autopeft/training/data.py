@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from autopeft.engine.loss import IGNORE_INDEX
+from autopeft.engine.loss import IGNORE_INDEX, positions_to_keep
 from autopeft.errors import DataError, RunFolderError
 from autopeft.profiling.dataset import hash_files, read_examples, split_rows
 from autopeft.profiling.encoding import EncodedRow, encode_examples
@@ -28,6 +28,11 @@ class TokenRow:
     row: int
     input_ids: list[int]
     labels: list[int]
+
+    @property
+    def columns(self) -> dict[str, list[int]]:
+        """The row as a collator takes it."""
+        return {"input_ids": self.input_ids, "labels": self.labels}
 
     @property
     def supervised_tokens(self) -> int:
@@ -94,24 +99,35 @@ def token_row(number: int, encoded: EncodedRow, max_length: int) -> TokenRow:
     return TokenRow(number, input_ids, labels)
 
 
-def collate(rows: Sequence[TokenRow], pad_token_id: int, device: str) -> dict[str, Any]:
-    """Returns rows as tensors ``(rows, longest)``, padded on the right.
+class Collator:
+    """Turns rows into tensors ``(rows, longest)``, padded on the right; for training and for scoring.
 
     Padding is masked by attention and by label, never by its id: for many models the pad token is the end token,
     and a model whose end tokens are masked never learns to stop.
     """
-    import torch
 
-    longest = max(len(row.input_ids) for row in rows)
-    pad = [longest - len(row.input_ids) for row in rows]
-    return {
-        "input_ids": torch.tensor(
-            [row.input_ids + [pad_token_id] * n for row, n in zip(rows, pad, strict=True)], device=device
-        ),
-        "labels": torch.tensor(
-            [row.labels + [IGNORE_INDEX] * n for row, n in zip(rows, pad, strict=True)], device=device
-        ),
-        "attention_mask": torch.tensor(
-            [[1] * len(row.input_ids) + [0] * n for row, n in zip(rows, pad, strict=True)], device=device
-        ),
-    }
+    def __init__(self, pad_token_id: int, *, keeps_logits: bool) -> None:
+        """Prepares a collator.
+
+        Args:
+            pad_token_id: fills rows up.
+            keeps_logits: whether the model can leave out the logits of the first positions.
+        """
+        self._pad_token_id = pad_token_id
+        self._keeps_logits = keeps_logits
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Returns "input_ids", "labels", "attention_mask" and, where the model can use it, "logits_to_keep"."""
+        import torch
+
+        longest = max(len(row["input_ids"]) for row in rows)
+        pads = [longest - len(row["input_ids"]) for row in rows]
+        labels = [[*row["labels"], *[IGNORE_INDEX] * pad] for row, pad in zip(rows, pads, strict=True)]
+        batch: dict[str, Any] = {
+            "input_ids": torch.tensor(
+                [[*row["input_ids"], *[self._pad_token_id] * pad] for row, pad in zip(rows, pads, strict=True)]
+            ),
+            "labels": torch.tensor(labels),
+            "attention_mask": torch.tensor([[1] * (longest - pad) + [0] * pad for pad in pads]),
+        }
+        return batch | ({"logits_to_keep": positions_to_keep(labels)} if self._keeps_logits else {})

@@ -8,12 +8,12 @@ from typing import Any
 
 from autopeft.engine.loss import row_losses
 from autopeft.specs import Scores
-from autopeft.training.data import TokenRow, collate
+from autopeft.training.data import Collator, TokenRow
 
 ROWS_PER_FORWARD = 8
 
 
-def score_rows(model: Any, rows: Sequence[TokenRow], pad_token_id: int, device: str) -> Scores:
+def score_rows(model: Any, rows: Sequence[TokenRow], collator: Collator, device: str) -> Scores:
     """Returns the loss of every row, in the order given; rows of like length share a forward."""
     import torch
 
@@ -26,7 +26,7 @@ def score_rows(model: Any, rows: Sequence[TokenRow], pad_token_id: int, device: 
     with torch.inference_mode():
         for start in range(0, len(order), ROWS_PER_FORWARD):
             chosen = order[start : start + ROWS_PER_FORWARD]
-            batch = collate([rows[index] for index in chosen], pad_token_id, device)
+            batch = _on_device(collator([rows[index].columns for index in chosen]), device)
             row_sums, row_counts = row_losses(model, batch)
             for index, loss, count in zip(chosen, row_sums.tolist(), row_counts.tolist(), strict=True):
                 losses[index], counts[index] = loss, count
@@ -37,3 +37,7 @@ def score_rows(model: Any, rows: Sequence[TokenRow], pad_token_id: int, device: 
         supervised_tokens=tuple(counts),
         seconds=time.monotonic() - begin,
     )
+
+
+def _on_device(batch: dict[str, Any], device: str) -> dict[str, Any]:
+    return {name: value if isinstance(value, int) else value.to(device) for name, value in batch.items()}

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autopeft.engine.adapters import enable_checkpointing, inject
-from autopeft.engine.base import OriginalWeights, load_base
-from autopeft.engine.loss import prepare_loss
+from autopeft.engine.base import OriginalWeights, keep_differentiable, load_base
+from autopeft.engine.loss import keeps_logits, prepare_loss
 from autopeft.engine.optimizer import make_optimizer
 from autopeft.engine.source import model_folder
 from autopeft.engine.stack import stack_versions
@@ -30,7 +30,7 @@ from autopeft.specs import (
     TrainOutcome,
     TrainRequest,
 )
-from autopeft.training.data import TokenData, load_data
+from autopeft.training.data import Collator, TokenData, load_data
 from autopeft.training.scoring import score_rows
 
 logger = logging.getLogger(__name__)
@@ -121,7 +121,8 @@ class Session:
 
         watch = StepWatch(request, at_rung, on_step)
         config = trainer_config(request.candidate, request, self.job.device)
-        trainer = CandidateTrainer(parts, config, self.data.splits["train"], self.tokenizer)
+        collator = self._collator(parts.model)
+        trainer = CandidateTrainer(parts, config, self.data.splits["train"], collator, self.tokenizer)
         watch.trainer = trainer
         trainer.add_callback(watch)
         try:
@@ -149,6 +150,7 @@ class Session:
             candidate=candidate, steps=request.steps, seed=request.seed, weights=OriginalWeights(self.folder)
         )
         base = load_base(self.folder, candidate, self.job.device)
+        keep_differentiable(base)
         prepare_loss(base, candidate.trainer)
         # The adapter's random start comes from the seed too, or "same seed" is not the same run.
         set_seed(request.seed)
@@ -174,13 +176,20 @@ class Session:
         return PeftModel.from_pretrained(base, request.adapter_folder)
 
     def _score(self, model: Any, split: str) -> Scores:
-        return score_rows(model, self.data.splits[split], self.tokenizer.pad_token_id, self.job.device)
+        return score_rows(model, self.data.splits[split], self._collator(model), self.job.device)
+
+    def _collator(self, model: Any) -> Collator:
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        return Collator(self.tokenizer.pad_token_id, keeps_logits=keeps_logits(base))
 
     def _save(self, model: Any, request: TrainRequest) -> str:
         folder = Path(request.output_folder) / "adapter"
         _name_base(model, self.job)
-        model.save_pretrained(folder)
-        if not get_method(request.candidate.method).has_adapter:
+        if get_method(request.candidate.method).has_adapter:
+            # The vocabulary is never changed; left to itself, peft asks the hub whether it was.
+            model.save_pretrained(folder, save_embedding_layers=False)
+        else:
+            model.save_pretrained(folder)
             self.tokenizer.save_pretrained(folder)
         return str(folder)
 

@@ -17,7 +17,7 @@ from autopeft.engine.loss import IGNORE_INDEX, uses_autocast
 from autopeft.engine.step import StepParts, forward_loss
 from autopeft.errors import AutoPeftError
 from autopeft.specs import Candidate, TrainRequest
-from autopeft.training.data import TokenRow
+from autopeft.training.data import Collator, TokenRow
 
 CHECK_EVERY = 10
 """Steps between checks that the loss is a number; each waits for the device."""
@@ -34,17 +34,18 @@ class TimeUpError(AutoPeftError):
 class CandidateTrainer(SFTTrainer):
     """Trains one candidate: batches and order of events are trl's and transformers', the loss is the engine's."""
 
-    def __init__(self, parts: StepParts, config: SFTConfig, rows: Sequence[TokenRow], tokenizer: Any) -> None:
+    def __init__(
+        self, parts: StepParts, config: SFTConfig, rows: Sequence[TokenRow], collator: Collator, tokenizer: Any
+    ) -> None:
         self.parts = parts
         self.tokens = 0
         self.recent_losses: list[torch.Tensor] = []
         self.train_loss = math.nan
-        dataset = Dataset.from_dict(
-            {"input_ids": [row.input_ids for row in rows], "labels": [row.labels for row in rows]}
-        )
+        dataset = Dataset.from_list([row.columns for row in rows])
         super().__init__(
             model=parts.model,
             args=config,
+            data_collator=collator,
             train_dataset=dataset,
             processing_class=tokenizer,
             optimizers=(parts.optimizer, None),

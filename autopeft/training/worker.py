@@ -90,8 +90,19 @@ def main() -> None:
     warnings.simplefilter("default")
     commands: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_read_commands, args=(commands,), daemon=True).start()
-    require_training_stack("training")
-    Worker(commands, answers).serve()
+    code = 1
+    try:
+        require_training_stack("training")
+        Worker(commands, answers).serve()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # Python would wait at its end for the thread that reads stdin, and abort.
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def _read_commands(commands: queue.Queue[dict[str, Any]]) -> None:

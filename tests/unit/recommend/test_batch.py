@@ -38,6 +38,19 @@ def test_the_effective_batch_is_always_exact(small_model, make_hardware, effecti
         assert (solved.per_device_batch_size, solved.activation_checkpointing) == (1, True)
 
 
+@given(effective=st.sampled_from((1, 2, 7, 12, 24, 32)), available_gib=st.floats(0.8, 12), length=st.integers(8, 1024))
+def test_no_larger_batch_would_have_fitted(small_model, make_hardware, effective, available_gib, length):
+    def price(tried):
+        return estimate_memory(tried, small_model, make_hardware().device, sequence_length=length)
+
+    available = int(available_gib * 2**30)
+    solved = solve_batch(LORA, effective, available, price)
+    for batch in divisors(effective):
+        if batch > solved.per_device_batch_size:
+            larger = replace(solved, per_device_batch_size=batch, gradient_accumulation_steps=effective // batch)
+            assert price(larger).required_bytes > available
+
+
 def test_with_ample_memory_one_forward_takes_the_whole_batch(small_model, make_hardware):
     solved, _ = solve(small_model, make_hardware(), LORA, 32, 80 * 2**30)
     assert (solved.per_device_batch_size, solved.activation_checkpointing) == (32, False)

@@ -106,7 +106,7 @@ def test_more_memory_never_worsens_the_best_score_of_a_small_model(
 
 def test_a_shrinking_budget_changes_quantization_then_batch(large_model, make_data, make_hardware):
     firsts = []
-    for budget in range(80, 7, -1):
+    for budget in range(80, 7, -4):
         inputs = replace(INPUTS, budget_memory_bytes=budget * GIB)
         plan = recommend(make_hardware(), large_model, make_data(), inputs, seed=0)
         firsts.append(plan.candidates[0].candidate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from autopeft.recommend import recommend
-from autopeft.specs import Device, DatasetProfile, HardwareProfile, LinearLayer, ModelSpec, PlanInputs, Recommendation
+from autopeft.specs import DatasetProfile, Device, HardwareProfile, LinearLayer, ModelSpec, PlanInputs, Recommendation
 
 
 def toy_model() -> ModelSpec:

@@ -16,7 +16,7 @@ from autopeft.search import RunFolder, RunSettings, run_search
 from autopeft.search.durable import append_line
 from autopeft.training.fake import FakeRunner, FakeWorld
 
-SETTINGS = RunSettings(trials=6, seed=11)
+SETTINGS = RunSettings(trials=5, seed=11)
 WORLD = FakeWorld(row_noise=0.02)
 
 

@@ -48,7 +48,7 @@ def test_eight_minutes_on_two_cores_give_a_verdict_over_all_methods(tmp_path, pl
     assert set(verdict.losses) == {"winner", "plain-lora", "untouched-base"}
     assert all(ranked.test_loss is not None for ranked in verdict.ranking)
     assert "5 of 20 search trials" in verdict.cut
-    assert [event.message for event in events if event.kind == "cut"][0] == "5 of 20 search trials"
+    assert next(event.message for event in events if event.kind == "cut") == "5 of 20 search trials"
 
 
 @pytest.mark.parametrize("budget", [150.0, 240.0, 900.0, 3600.0])
@@ -162,7 +162,7 @@ def test_a_method_that_is_truly_better_wins_although_it_is_dearer(tmp_path, plan
 
 
 def test_only_methods_of_the_settings_are_searched(tmp_path, plan):
-    verdict, results, _, _ = _search(tmp_path / "run", plan, RunSettings(trials=4, methods=("rslora", "dora")))
+    _, results, _, _ = _search(tmp_path / "run", plan, RunSettings(trials=4, methods=("rslora", "dora")))
     assert {result.candidate.method for result in results if result.stage == "search"} == {"rslora", "dora"}
     with pytest.raises(InvalidInputError, match=r"no candidate of vera \(it holds: .*lora"):
         RunFolder.create(tmp_path / "other", plan, RunSettings(methods=("vera",)))

@@ -1,0 +1,10 @@
+"""The Python API: what the command line calls, and what pipelines call.
+
+Nothing here prints; progress goes to the callbacks, logs to ``logging``.
+"""
+
+from autopeft.api._advice import describe_methods, estimate, suggest
+from autopeft.api._plans import read_plan, write_plan
+from autopeft.api._run import run
+
+__all__ = ["describe_methods", "estimate", "read_plan", "run", "suggest", "write_plan"]
