@@ -19,6 +19,16 @@ def block_saved_bytes(w: Widths) -> int:
     return int(w.tokens * per_token) + _token_free(w)
 
 
+def kept_despite_checkpointing_bytes(w: Widths) -> int:
+    """Returns what checkpointing does not throw away: bitsandbytes keeps int8 inputs where autograd does not see them.
+
+    ``MatMul8bitLt`` puts its input on ``ctx`` instead of into ``save_for_backward`` (bitsandbytes 0.50).
+    """
+    if w.candidate.quantization != "int8":
+        return 0
+    return w.tokens * sum(_site_width(w, site) * _site_bytes(w, site) for site in SITES)
+
+
 def first_block_unsaved_bytes(w: Widths) -> int:
     """Returns what the first block does not keep: its first norm, where nothing below it is trained.
 
@@ -109,7 +119,7 @@ def _mlp(w: Widths) -> int:
         case "gelu":
             return wide * w.inner
         case "tanh":
-            return wide * (w.base + 3 * (4 if _float32_norms(w) else w.base))
+            return wide * (w.inner + 3 * (4 if _float32_norms(w) else w.base))
 
 
 def _residual_dropout(w: Widths) -> int:
@@ -154,6 +164,7 @@ def _site_input(w: Widths, site: Site) -> float:
     """Bytes a token that the linear layers of a site keep of their input."""
     width, read = _site_width(w, site), _site_bytes(w, site)
     layers = adapted_by_site(w.targets)[site]
+    # What the attention itself keeps as its output is not kept twice.
     shared = 0 if site == "attention_out" and not _output_is_cloned(w) else width * read
     if w.trained:
         return shared
@@ -181,7 +192,8 @@ def _adapter_values(w: Widths, site: Site) -> float:
         rank = method.layer_parameters(w.candidate, layer) // (layer.in_features + layer.out_features)
         total += layer.count * rank * w.product
         if w.dora:
-            total += layer.count * layer.out_features * (w.inner + w.product)
+            answer = _site_bytes(w, site) if w.quantized else w.base
+            total += layer.count * layer.out_features * (answer + w.product)
     return total / w.model.layers
 
 

@@ -54,14 +54,17 @@ def _tiled(w: Widths) -> tuple[int, int]:
     hidden, vocabulary = w.model.hidden_size, w.model.vocab_size
     rows = min(w.tokens, TRL_TOKEN_CHUNK)
     tile = rows * TRL_VOCABULARY_CHUNK * w.base
-    upcast = 0
-    if w.stream != w.base:
-        upcast = min(vocabulary, 2 * TRL_VOCABULARY_CHUNK) * hidden * w.base + rows * hidden * w.base
+    upcast = rows * hidden * w.base if w.stream != w.base else 0
+    if w.quantized and w.candidate.prepare_kbit:
+        upcast += min(vocabulary, 2 * TRL_VOCABULARY_CHUNK) * hidden * w.base
     forward = tile + upcast
     backward = tile + 4 * w.tokens * hidden + upcast
     if w.trained:
         backward += (4 + w.base) * vocabulary * hidden
     if w.kind == "cpu":
+        # Without Triton the tile is folded in torch. Forward: logits, exponentials and their product in float32, one
+        # mask. Backward: logits twice, log-probabilities, probabilities, gradient, one mask, its float32 and a
+        # difference.
         entries = rows * min(vocabulary, TRL_VOCABULARY_CHUNK)
-        forward, backward = forward + 12 * entries, backward + 20 * entries
+        forward, backward = forward + 13 * entries, backward + 29 * entries
     return forward, backward

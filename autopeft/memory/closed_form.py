@@ -61,7 +61,7 @@ def _step_phases(w: Widths, held: dict[str, int], gradients: int) -> dict[str, d
     backward_temporary = activations.block_backward_temporary_bytes(w) - activations.freed_before_peak_bytes(w)
     loss = loss_bytes(w)
     if w.candidate.activation_checkpointing:
-        inputs = w.tokens * w.model.hidden_size * w.stream
+        inputs = w.tokens * w.model.hidden_size * w.stream + activations.kept_despite_checkpointing_bytes(w)
         kept, kept_by_first = w.model.layers * inputs, inputs
         # The last block is run again before its backward, so that its forward's peak comes back too.
         backward_temporary = block + max(backward_temporary, forward_temporary)

@@ -37,6 +37,7 @@ UNPRICED_KEYS = ("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_
 INITIALIZATION_KEYS = ("eva_config", "corda_config", "loftq_config", "lora_ga_config")
 """Settings that decide initial values only, which take no memory in training."""
 
+_PRICED_TYPES = ("LORA", "ADALORA")
 _CLOSED_SETS: dict[str, Any] = {
     "quantization": Quantization,
     "dtype": Dtype,
@@ -131,13 +132,22 @@ def estimate_explicit(
     except Exception as error:
         if saved is None:
             raise
-        # A configuration of somebody else's may start from data or weights, which fake tensors do not have.
+        # Somebody else's configuration may not fit the model, or need data or weights, which fake tensors do not have.
+        why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
         raise InvalidInputError(
-            f"{saved.name} cannot be traced: peft's {saved.peft_type} adapter ({type(error).__name__}: "
-            f"{str(error).strip().partition(chr(10))[0]}) does not run on tensors without values"
+            f"{saved.name} cannot be traced with peft's {saved.peft_type} adapter ({why})"
         ) from error
-    notes = () if trace or needs_trace is None else (f"traced, since {needs_trace}",)
-    return replace(estimate, assumptions=(*notes, *estimate.assumptions))
+    return replace(estimate, assumptions=(*_notes_on(saved, trace), *estimate.assumptions))
+
+
+def _notes_on(saved: SavedConfig | None, trace: bool) -> tuple[str, ...]:
+    if saved is None or saved.needs_trace is None:
+        return ()
+    notes = () if trace else (f"traced, since {saved.needs_trace}",)
+    everywhere = saved.settings["target_modules"] is None
+    if saved.peft_type in _PRICED_TYPES and not everywhere:
+        return notes
+    return (*notes, f"the time is that of LoRA on {'all linear' if everywhere else 'the same'} layers")
 
 
 def read_peft_config(path: Path, model: ModelSpec) -> SavedConfig:
@@ -160,7 +170,7 @@ def read_peft_config(path: Path, model: ModelSpec) -> SavedConfig:
     unpriced = [key for key in UNPRICED_KEYS if buildable.get(key)]
     if content.get("bias", "none") != "none":
         unpriced.append("bias")
-    if kind not in ("LORA", "ADALORA"):
+    if kind not in _PRICED_TYPES:
         why = f"the closed form does not know the peft type {kind}"
     elif unpriced and why is None:
         why = f"the closed form has no term for {', '.join(unpriced)}"
@@ -176,7 +186,7 @@ def read_peft_config(path: Path, model: ModelSpec) -> SavedConfig:
 def _adapter_settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Returns rank, alpha and dropout; what the file leaves out has peft's default (LoraConfig, AdaLoraConfig)."""
     kind = content["peft_type"].upper()
-    if kind not in ("LORA", "ADALORA"):
+    if kind not in _PRICED_TYPES:
         return {"r": None, "lora_alpha": None}
     rank = content.get("target_r" if kind == "ADALORA" else "r", 8)
     settings = {"r": rank, "lora_alpha": content.get("lora_alpha", 8), "lora_dropout": content.get("lora_dropout", 0.0)}

@@ -119,9 +119,10 @@ def verdict_table(verdict: Verdict) -> RenderableType:
         ("test loss", 10),
         ("against the first", 28),
     )
-    for entry in verdict.ranking:
+    for place, entry in enumerate(verdict.ranking):
         candidate = entry.candidate
-        losses = (format_loss(entry.choose_loss), format_loss(entry.test_loss), format_interval(entry.against_best))
+        against_first = format_interval(entry.against_best) if place else "-"
+        losses = (format_loss(entry.choose_loss), format_loss(entry.test_loss), against_first)
         settings = (entry.method, format_optional(candidate.r), format_rate(candidate.learning_rate))
         ranking.add_row(*map(_text, (*settings, *losses)))
     compared = _table(("full training, test split", 26), ("loss", 8), ("winner against it (95 %)", 34))

@@ -183,7 +183,7 @@ class Session:
         return Collator(self.tokenizer.pad_token_id, keeps_logits=keeps_logits(base))
 
     def _save(self, model: Any, request: TrainRequest) -> str:
-        folder = Path(request.output_folder) / "adapter"
+        folder = Path(request.output_folder)
         _name_base(model, self.job)
         if get_method(request.candidate.method).has_adapter:
             # The vocabulary is never changed; left to itself, peft asks the hub whether it was.

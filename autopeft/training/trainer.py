@@ -144,7 +144,7 @@ class StepWatch(TrainerCallback):
 def trainer_config(candidate: Candidate, request: TrainRequest, device: str) -> SFTConfig:
     """Returns trl's configuration of one training; nothing is logged, saved or evaluated by the trainer itself."""
     return SFTConfig(
-        output_dir=str(Path(request.output_folder) / "trainer"),
+        output_dir=str(Path(request.output_folder) / ".trainer"),
         max_steps=request.steps,
         per_device_train_batch_size=candidate.per_device_batch_size,
         gradient_accumulation_steps=candidate.gradient_accumulation_steps,

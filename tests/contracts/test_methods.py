@@ -18,5 +18,7 @@ def test_unknown_method_is_told_with_the_known_and_the_closest() -> None:
     from autopeft.errors import UnknownNameError
     from autopeft.methods import get_method
 
-    with pytest.raises(UnknownNameError, match=r"unknown PEFT method 'lroa'; known: adalora, dora.*Did you mean 'lora'"):
+    with pytest.raises(
+        UnknownNameError, match=r"unknown PEFT method 'lroa'; known: adalora, dora.*Did you mean 'lora'"
+    ):
         get_method("lroa")

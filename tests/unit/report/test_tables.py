@@ -74,7 +74,15 @@ def test_large_figures_still_fit_one_line(plan: Recommendation, make_candidate: 
 def test_a_reason_shared_by_all_is_printed_once_and_the_others_beside_their_candidate(plan: Recommendation) -> None:
     text = printed(suggest_table(plan))
     assert text.count("An effective batch of 8 suits 1,500 rows.") == 1
-    assert all(f"{entry.candidate.method} is place" in text for entry in plan.candidates)
+    assert all(f"{entry.candidate.method} is place" in text for entry in plan.candidates[:3])
+
+
+def test_reasons_beyond_the_third_candidate_are_left_to_the_plan(plan: Recommendation) -> None:
+    text = printed(suggest_table(plan))
+    assert len(plan.candidates) > 3
+    assert not any(f"{entry.candidate.method} is place" in text for entry in plan.candidates[3:])
+    assert f"The reasons for the other {len(plan.candidates) - 3} are in the plan" in text
+    assert "The reasons for" not in printed(suggest_table(replace(plan, candidates=plan.candidates[:3])))
 
 
 def test_the_rejected_methods_and_their_reasons_are_printed(plan: Recommendation) -> None:

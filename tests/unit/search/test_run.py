@@ -121,7 +121,7 @@ def test_a_search_without_a_completed_trial_names_the_log(tmp_path, plan):
 
 
 def test_a_machine_on_which_nothing_trains_is_found_out_at_once(tmp_path, plan):
-    with pytest.raises(AutoPeftError, match=r"could be trained for even 4 steps.*worker\.log"):
+    with pytest.raises(AutoPeftError, match=r"could be trained for even 3 steps.*worker\.log"):
         _search(tmp_path / "run", plan, RunSettings(), FakeWorld(failures={"calibration": "oom"}))
 
 

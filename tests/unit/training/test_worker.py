@@ -66,12 +66,12 @@ def runner(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worke
 
 @pytest.fixture
 def request_for(tmp_path: Path) -> Callable[..., TrainRequest]:
-    def make(candidate: Candidate = LORA, steps: int = 12, rungs: tuple[int, ...] = (), name: str = "t") -> TrainRequest:
+    def make(
+        candidate: Candidate = LORA, steps: int = 12, rungs: tuple[int, ...] = (), name: str = "t"
+    ) -> TrainRequest:
         folder = tmp_path / name
         folder.mkdir()
-        return TrainRequest(
-            name=name, candidate=candidate, steps=steps, rungs=rungs, seed=3, output_folder=str(folder)
-        )
+        return TrainRequest(name=name, candidate=candidate, steps=steps, rungs=rungs, seed=3, output_folder=str(folder))
 
     return make
 

@@ -1,0 +1,208 @@
+"""The commands: each parses, calls one function of the API and prints what it returns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+import autopeft
+from autopeft.cli._parameters import (
+    COLUMN_HELP,
+    HARDWARE_HELP,
+    MODEL_HELP,
+    Columns,
+    Duration,
+    input_options,
+    json_option,
+)
+from autopeft.cli._terminal import Progress, print_table, show, terminate_like_interrupt
+from autopeft.specs import Attention, Dtype, Optimizer, Quantization, TrainerName
+
+_EXAMPLES = """\b
+Examples:
+  autopeft suggest --model llama-3.1-8b --data train.jsonl --hardware rtx-4090
+  autopeft run --model ./my-model --data train.jsonl --time-budget 2h
+
+"""
+_EPILOG = "Exit codes: 0 done, 1 error, 2 usage, 3 nothing fits the memory, 130 interrupted."
+
+
+@click.group(epilog=_EXAMPLES + _EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(autopeft.__version__, prog_name="autopeft")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error.")
+def cli() -> None:
+    """Chooses the fine-tuning method, rank and learning rate for your model, data and GPU."""
+
+
+@cli.command(epilog=_EPILOG)
+@input_options(required=True)
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the plan here, for `autopeft run`."
+)
+@click.option(
+    "--trace", default=0, metavar="N", type=click.IntRange(min=0), help="Trace the memory of the best N candidates."
+)
+@json_option
+def suggest(output: Path | None, as_json: bool, columns: tuple[tuple[str, str], ...], **inputs: Any) -> None:
+    """Recommends methods and settings in seconds.
+
+    Needs neither a GPU nor weights nor torch, and writes no file without -o.
+    """
+    from autopeft import api
+    from autopeft.specs import to_json
+
+    plan = api.suggest(columns=dict(columns), **inputs)
+    if output is not None:
+        api.write_plan(plan, output)
+        click.echo(f"wrote {output}; next: autopeft run {output}", err=True)
+    if as_json:
+        click.echo(to_json(plan.to_dict()), nl=False)
+    else:
+        from autopeft.report.tables import suggest_table
+
+        print_table(suggest_table(plan))
+
+
+@cli.command(epilog=_EPILOG)
+@click.argument("plan", required=False, type=click.Path(dir_okay=False))
+@input_options(required=False)
+@click.option("--trials", type=click.IntRange(min=1), help="Search trials at most.")
+@click.option("--time-budget", type=Duration(), help="Time for everything, e.g. 30m, 8h.")
+@click.option("-o", "--output", type=click.Path(file_okay=False), help="Run folder. Default: runs/<time>.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --output; needs nothing else.")
+@click.option("--dry-run", is_flag=True, help="Simulate the trainings, to see what the search would do.")
+@json_option
+@click.pass_context
+def run(
+    context: click.Context, /, plan: str | None, as_json: bool, columns: tuple[tuple[str, str], ...], **options: Any
+) -> None:
+    """Searches, trains the winner, writes a report.
+
+    The winner is scored against the untouched base model and the plain LoRA recipe, on rows never used for choosing.
+
+    PLAN is a file that `autopeft suggest -o plan.json` wrote; without it give the same inputs as to suggest.
+    """
+    from autopeft import api
+    from autopeft.specs import to_json
+
+    if context.get_parameter_source("seed") is click.core.ParameterSource.DEFAULT:
+        options.pop("seed")
+    terminate_like_interrupt()
+    with Progress() as progress:
+        report = api.run(plan, columns=dict(columns), on_event=progress.event, on_step=progress.step, **options)
+    if as_json:
+        click.echo(to_json(report.verdict.to_dict()), nl=False)
+    else:
+        from autopeft.report.tables import verdict_table
+
+        print_table(verdict_table(report.verdict))
+        click.echo(f"report   {report.html}\nadapter  {report.adapter_folder}")
+
+
+@cli.command(epilog=_EPILOG)
+@click.option("--model", required=True, help=MODEL_HELP)
+@click.option("--method", default="lora", show_default=True, help="A name from `autopeft methods`.")
+@click.option("--rank", "r", type=click.IntRange(min=1), help="Rank of the update. Default: 16.")
+@click.option(
+    "--alpha",
+    "lora_alpha",
+    type=click.FloatRange(min=0, min_open=True),
+    help="lora_alpha. Default: what the method recommends.",
+)
+@click.option("--target-modules", help="Names with commas, or all-linear, attention, mlp. Default: all-linear.")
+@click.option(
+    "--peft-config",
+    type=click.Path(exists=True, dir_okay=False),
+    help="adapter_config.json in place of the method options.",
+)
+@click.option("--quantization", default="none", show_default=True, type=click.Choice(get_args(Quantization)))
+@click.option(
+    "--double-quantization/--no-double-quantization", default=None, help="Quantize nf4's scales too. Default: yes."
+)
+@click.option("--dtype", default="bfloat16", show_default=True, type=click.Choice(get_args(Dtype)))
+@click.option("--adapter-dtype", type=click.Choice(get_args(Dtype)), help="Default: float32, as peft casts.")
+@click.option(
+    "--prepare-kbit/--no-prepare-kbit",
+    default=False,
+    help="prepare_model_for_kbit_training; no effect on a 16-bit base.",
+)
+@click.option("--batch-size", default=1, show_default=True, type=click.IntRange(min=1), help="Rows of one forward.")
+@click.option("--sequence-length", default=1024, show_default=True, type=click.IntRange(min=1), help="Tokens of a row.")
+@click.option(
+    "--activation-checkpointing/--no-activation-checkpointing", default=False, help="Recompute activations in backward."
+)
+@click.option("--attention", default="sdpa", show_default=True, type=click.Choice(get_args(Attention)))
+@click.option("--optimizer", default="adamw_torch", show_default=True, type=click.Choice(get_args(Optimizer)))
+@click.option(
+    "--trainer",
+    default="trl",
+    show_default=True,
+    type=click.Choice(get_args(TrainerName)),
+    help="trl never builds the full logits.",
+)
+@click.option("--hardware", default="auto", show_default=True, help=HARDWARE_HELP)
+@click.option("--trace", is_flag=True, help="Trace the real training step on fake tensors (needs autopeft[train]).")
+@json_option
+def estimate(as_json: bool, target_modules: str | None, **options: Any) -> None:
+    """Predicts memory and time of one configuration."""
+    from autopeft import api
+    from autopeft.report.tables import estimate_table
+
+    targets = None if target_modules is None else [name.strip() for name in target_modules.split(",")]
+    show(api.estimate(target_modules=targets, **options), as_json, estimate_table)
+
+
+@cli.command()
+@json_option
+def methods(as_json: bool) -> None:
+    """Lists the fine-tuning methods."""
+    from autopeft import api
+    from autopeft.methods import registry
+    from autopeft.report.tables import methods_table
+    from autopeft.spaces import all_spaces
+
+    show(api.describe_methods(), as_json, lambda _: methods_table(registry().values(), all_spaces()))
+
+
+@cli.command()
+@click.argument("name", required=False)
+@json_option
+def hardware(name: str | None, as_json: bool) -> None:
+    """Shows this machine, or a known device by NAME."""
+    from autopeft.profiling.hardware import hardware_names, load_hardware
+    from autopeft.report.tables import hardware_table
+
+    show(load_hardware(name or "auto"), as_json, hardware_table)
+    if name is None and not as_json:
+        print_table("\nKnown by name: " + ", ".join(sorted(hardware_names())))
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--model", help="Counts tokens with this model's tokenizer and chat template.")
+@click.option("--column", "columns", type=Columns(), multiple=True, help=COLUMN_HELP)
+@json_option
+def data(source: str, model: str | None, columns: tuple[tuple[str, str], ...], as_json: bool) -> None:
+    """Profiles a data set: format, lengths, findings."""
+    from autopeft.profiling.dataset import profile_dataset
+    from autopeft.profiling.model import load_model
+    from autopeft.report.tables import data_table
+
+    spec = load_model(model) if model else None
+    show(profile_dataset(source, model=spec, columns=dict(columns) or None), as_json, data_table)
+
+
+@cli.command()
+@click.argument("name", required=False)
+@json_option
+def model(name: str | None, as_json: bool) -> None:
+    """Shows a model's shape; without NAME, what is known."""
+    from autopeft.profiling.model import load_model, model_names
+    from autopeft.report.tables import model_table
+
+    if name is None:
+        show(list(model_names()), as_json, "\n".join)
+    else:
+        show(load_model(name), as_json, model_table)

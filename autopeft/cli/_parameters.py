@@ -1,0 +1,91 @@
+"""What the commands take: value types, and the options that several of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from autopeft.errors import InvalidInputError
+from autopeft.units import parse_bytes, parse_duration
+
+Command = Callable[..., Any]
+
+if TYPE_CHECKING:
+    _BytesType = click.ParamType[int]
+    _DurationType = click.ParamType[float]
+    _ColumnsType = click.ParamType[tuple[str, str]]
+else:
+    # Generic for type checkers alone, up to click 8.3.
+    _BytesType = _DurationType = _ColumnsType = click.ParamType
+
+MODEL_HELP = "Hub id, local folder, .gguf file, or a name from `autopeft model`."
+HARDWARE_HELP = "auto, a name from `autopeft hardware`, or a YAML file."
+COLUMN_HELP = "Maps a column, e.g. prompt=question; repeatable."
+
+
+class Bytes(_BytesType):
+    """A memory size: 16GiB, 24GB, 512MiB."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Returns bytes."""
+        try:
+            return value if isinstance(value, int) else parse_bytes(value)
+        except InvalidInputError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Duration(_DurationType):
+    """A duration: 45s, 30m, 1h30m."""
+
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Returns seconds."""
+        try:
+            return float(value) if isinstance(value, float | int) else parse_duration(value)
+        except InvalidInputError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Columns(_ColumnsType):
+    """A column mapping: prompt=question."""
+
+    name = "ROLE=COLUMN"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Returns the role and the column."""
+        if isinstance(value, tuple):
+            return value
+        role, separator, column = str(value).partition("=")
+        if not (separator and role and column):
+            self.fail(f"{value!r} maps no column; write for example prompt=question", param, ctx)
+        return role, column
+
+
+def input_options(required: bool) -> Callable[[Command], Command]:
+    """Returns a decorator that adds the options which describe model, data and hardware."""
+    options = [
+        click.option("--model", required=required, help=MODEL_HELP),
+        click.option("--data", required=required, help="JSONL, JSON, CSV, Parquet, Arrow, text, folder or hub id."),
+        click.option("--hardware", default="auto", show_default=True, help=HARDWARE_HELP),
+        click.option("--budget-memory", type=Bytes(), help="Use no more device memory than this, e.g. 16GiB."),
+        click.option("--method", "methods", multiple=True, help="Consider this method only; repeatable. Default: all."),
+        click.option("--effective-batch-size", type=click.IntRange(min=1), help="Rows per optimizer step."),
+        click.option("--max-length", type=click.IntRange(min=8), help="Truncate rows to this many tokens."),
+        click.option("--column", "columns", type=Columns(), multiple=True, help=COLUMN_HELP),
+        click.option("--seed", default=0, show_default=True, help="Of everything random."),
+    ]  # fmt: skip
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
