@@ -30,6 +30,7 @@ from autopeft.memory.closed_form import estimate_memory
 from autopeft.profiling.hardware import load_hardware
 from autopeft.profiling.model import load_model, resolve_target_modules
 from autopeft.specs import Candidate, Device, Dtype, HardwareProfile, MemoryEstimate, ModelSpec
+from autopeft.units import format_gib
 
 MODELS = ("llama-3.2-3b", "llama-3.2-1b", "qwen2.5-0.5b", "smollm2-135m-instruct")
 """Shapes to build, largest first."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from autopeft.specs import Candidate, Dtype, ModelSpec
 
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -9,7 +12,9 @@ DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 NF4_BLOCK = 64
 SCALE_BLOCK = 256
 EIGHT_BIT_MIN_ENTRIES = 4096
-"""bitsandbytes keeps float32 states for smaller parameters (``min_8bit_size``)."""
+"""bitsandbytes keeps float32 states for smaller tensors (``min_8bit_size``)."""
+PAGED_MIN_ENTRIES = 100_000
+"""bitsandbytes pages only the states of larger tensors (``get_state_buffer`` in bitsandbytes/optim/optimizer.py)."""
 
 
 def base_weight_bytes(candidate: Candidate, model: ModelSpec) -> int:
@@ -45,45 +50,61 @@ def quantized_matrix_bytes(candidate: Candidate, in_features: int, out_features:
     return -(-count // 2) + scales
 
 
-def optimizer_state_bytes(candidate: Candidate, model: ModelSpec, trainable: int, width: int) -> int:
-    """Returns the bytes of optimizer states on the device.
+@dataclass(frozen=True, slots=True)
+class TrainedTensors:
+    """Trained tensors of one shape: ``(rows, columns)``; ``columns`` is 1 for vectors."""
 
-    AdamW keeps two states in the parameter's dtype; 8-bit AdamW two bytes and two float32 scales for 256 entries;
-    Adafactor a row and a column of float32 for a matrix; SGD without momentum none. Paged states live in memory that
-    the driver moves between host and device: they are not allocated on the device.
+    rows: int
+    columns: int
+    count: int
+
+    @property
+    def entries(self) -> int:
+        """Entries of one of them."""
+        return self.rows * self.columns
+
+
+def optimizer_state_bytes(candidate: Candidate, tensors: Sequence[TrainedTensors], width: int) -> int:
+    """Returns the bytes of optimizer states that are allocated on the device.
+
+    AdamW keeps two states in the parameter's dtype; bitsandbytes' keeps them in float32 or in one byte with a float32
+    scale for 256 entries, small tensors always in float32; Adafactor a float32 for each row and column of a matrix;
+    SGD without momentum none. Paged states of large tensors live in memory that the driver moves between host and
+    device: they are not allocated on the device.
     """
+    return sum(each.count * _state_bytes(candidate, each, width) for each in tensors)
+
+
+def _state_bytes(candidate: Candidate, tensor: TrainedTensors, width: int) -> int:
+    entries = tensor.entries
     match candidate.optimizer:
         case "adamw_torch" | "adamw_torch_fused":
-            return 2 * trainable * width
-        case "adamw_bnb_8bit":
-            return 2 * trainable + 8 * trainable // SCALE_BLOCK
-        case "adafactor":
-            return _adafactor_bytes(candidate, model)
-        case "sgd" | "paged_adamw_8bit" | "paged_adamw_32bit":
+            return 2 * entries * width
+        case "sgd":
             return 0
+        case "adafactor":
+            return 4 * (tensor.rows + tensor.columns) if tensor.columns > 1 else 4 * entries
+        case "paged_adamw_8bit" | "paged_adamw_32bit" if entries >= PAGED_MIN_ENTRIES:
+            return 8 * -(-entries // SCALE_BLOCK) if candidate.optimizer == "paged_adamw_8bit" else 0
+        case "paged_adamw_32bit":
+            return 8 * entries
+        case "adamw_bnb_8bit" | "paged_adamw_8bit":
+            small = entries < EIGHT_BIT_MIN_ENTRIES
+            return 8 * entries if small else 2 * entries + 8 * -(-entries // SCALE_BLOCK)
 
 
-def _adafactor_bytes(candidate: Candidate, model: ModelSpec) -> int:
-    rows_and_columns = 0
-    for layer in model.linear_layers:
-        if not candidate.target_modules:
-            rows_and_columns += layer.count * (layer.in_features + layer.out_features)
-        elif layer.name in candidate.target_modules:
-            rows_and_columns += layer.count * (layer.in_features + layer.out_features + 2 * (candidate.r or 0))
-    return 4 * rows_and_columns
-
-
-def optimizer_temporary_bytes(candidate: Candidate, model: ModelSpec, trainable_bytes: int, *, foreach: bool) -> int:
+def optimizer_temporary_bytes(
+    candidate: Candidate, tensors: Sequence[TrainedTensors], width: int, *, foreach: bool
+) -> int:
     """Returns what one optimizer step allocates and frees again.
 
-    torch's foreach AdamW takes the root of all second moments at once; its loop and every other optimizer work on
-    one parameter at a time. The fused kernels and bitsandbytes need nothing.
+    torch's foreach AdamW takes the root of all second moments at once; its loop works on one tensor at a time.
+    Adafactor holds four float32 tensors of the size of the parameter at work. Fused kernels and bitsandbytes need
+    nothing.
     """
-    if candidate.optimizer in ("adamw_torch_fused", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit"):
+    largest = max((each.entries for each in tensors), default=0)
+    if candidate.optimizer == "adafactor":
+        return 16 * largest
+    if candidate.optimizer != "adamw_torch":
         return 0
-    if foreach and candidate.optimizer == "adamw_torch":
-        return trainable_bytes
-    if candidate.optimizer == "sgd":
-        return 0
-    largest = max((layer.in_features * layer.out_features for layer in model.linear_layers), default=0)
-    return 4 * largest if not candidate.target_modules else 0
+    return width * (sum(each.count * each.entries for each in tensors) if foreach else largest)

@@ -20,6 +20,7 @@ from autopeft.errors import ModelError
 from autopeft.memory._depth import TracedPart
 from autopeft.memory._fake_quantization import dequantizing_stand_in, pack_weights, quantize_modules, scale_tensors
 from autopeft.memory._recorder import Allocation, AllocationRecorder
+from autopeft.memory._static import PAGED_MIN_ENTRIES
 from autopeft.memory._target_device import kernels_of
 from autopeft.methods import MethodContext, get_method
 from autopeft.specs import Candidate, DeviceKind
@@ -90,6 +91,7 @@ def trace_step(setting: Setting) -> TracedStep:
     with ExitStack() as stack:
         stack.enter_context(dequantizing_stand_in())
         stack.enter_context(_one_document_a_row())
+        stack.enter_context(_blank_quantization_map())
         model = _model_on_meta(setting)
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(kernels_of(setting.kind))
@@ -132,7 +134,9 @@ def _base_model(setting: Setting) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     auto = AutoModelForSequenceClassification if setting.encoder else AutoModelForCausalLM
-    attention = setting.candidate.attention
+    wanted = setting.candidate.attention
+    # Flash attention keeps what sdpa's fused kernel keeps; its package need not be there to trace it.
+    attention = "sdpa" if wanted == "flash_attention_2" else wanted
     try:
         return auto.from_config(
             setting.config, dtype=torch_dtype(setting.candidate.dtype), attn_implementation=attention
@@ -196,6 +200,20 @@ def _one_document_a_row() -> Iterator[None]:
 
 
 @contextmanager
+def _blank_quantization_map() -> Iterator[None]:
+    """Spares bitsandbytes' 8-bit optimizers the values of their code book, which fake tensors cannot be sorted by."""
+    from bitsandbytes import functional
+
+    with mock.patch.object(functional, "create_dynamic_map", _blank_map):
+        yield
+
+
+def _blank_map(**settings: Any) -> torch.Tensor:
+    del settings
+    return torch.empty(256)
+
+
+@contextmanager
 def _watched(model: Any, setting: Setting, progress: _Progress, recorder: AllocationRecorder) -> Iterator[None]:
     """Tells the progress where the step is, by hooks on the model, its blocks and its trained parameters."""
     handles = [model.register_forward_pre_hook(lambda *_: _begin_forward(progress))]
@@ -252,9 +270,22 @@ def _name_states(recorder: AllocationRecorder) -> None:
 def _by_component(recorder: AllocationRecorder, event: int, setting: Setting) -> dict[str, int]:
     totals: dict[str, int] = {}
     for allocation in recorder.live_at(event):
+        if _is_paged(allocation, setting):
+            continue
         name = _component(allocation, setting)
         totals[name] = totals.get(name, 0) + allocation.size
     return totals
+
+
+def _is_paged(allocation: Allocation, setting: Setting) -> bool:
+    """Whether bitsandbytes would keep this state in memory that the driver pages, which no device memory is taken for.
+
+    On the host processor, where the trace runs, it falls back to ordinary memory.
+    """
+    width = {"paged_adamw_8bit": 1, "paged_adamw_32bit": 4}.get(setting.candidate.optimizer)
+    if width is None or setting.kind == "cpu" or allocation.component != "optimizer_states":
+        return False
+    return allocation.size >= PAGED_MIN_ENTRIES * width
 
 
 def _component(allocation: Allocation, setting: Setting) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autopeft.memory._block import Family, Targets, adapted, family_of, targets_of
-from autopeft.memory._static import DTYPE_BYTES
+from autopeft.memory._static import DTYPE_BYTES, TrainedTensors
 from autopeft.methods import get_method
-from autopeft.specs import Candidate, DeviceKind, ModelSpec
+from autopeft.specs import Candidate, DeviceKind, LinearLayer, ModelSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +101,35 @@ def trainable_parameters(candidate: Candidate, model: ModelSpec) -> int:
         return method.trainable_parameters(candidate, model)
     layers = adapted(targets_of(model, candidate.target_modules))
     return sum(layer.count * method.layer_parameters(candidate, layer) for layer in layers)
+
+
+def trained_tensors(candidate: Candidate, model: ModelSpec) -> tuple[TrainedTensors, ...]:
+    """Returns the shapes of all tensors that are trained: the adapter's factors, or every weight of the model.
+
+    What belongs to no linear layer and to no adapter's factor (norms, biases, magnitudes) counts as one vector each.
+    """
+    method = get_method(candidate.method)
+    found: list[TrainedTensors] = []
+    if not method.has_adapter:
+        found += [
+            TrainedTensors(x.out_features, x.in_features, x.count) for x in model.linear_layers if not _tied(x, model)
+        ]
+        found.append(TrainedTensors(model.vocab_size, model.hidden_size, 1))
+        rest = method.trainable_parameters(candidate, model) - sum(each.count * each.entries for each in found)
+        return (*found, TrainedTensors(max(0, rest), 1, 1))
+    for layer in adapted(targets_of(model, candidate.target_modules)):
+        parameters = method.layer_parameters(candidate, layer)
+        rank = parameters // (layer.in_features + layer.out_features)
+        found.append(TrainedTensors(rank, layer.in_features, layer.count))
+        found.append(TrainedTensors(layer.out_features, rank, layer.count))
+        rest = parameters - rank * (layer.in_features + layer.out_features)
+        if rest:
+            found.append(TrainedTensors(rest, 1, layer.count))
+    return tuple(found)
+
+
+def _tied(layer: LinearLayer, model: ModelSpec) -> bool:
+    return model.tie_word_embeddings and layer.path == "lm_head"
 
 
 _ENOUGH_STEPS = 1000

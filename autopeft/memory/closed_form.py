@@ -6,7 +6,7 @@ from autopeft.memory import _activations as activations
 from autopeft.memory import _static as static
 from autopeft.memory._block import KNOWN_MODEL_TYPES
 from autopeft.memory._loss import loss_bytes
-from autopeft.memory._widths import Widths, trainable_parameters, widths_of
+from autopeft.memory._widths import Widths, trainable_parameters, trained_tensors, widths_of
 from autopeft.memory.overhead import overhead_bytes
 from autopeft.memory.timing import estimate_time
 from autopeft.methods import PeftMethod, get_method
@@ -46,7 +46,7 @@ def estimate_memory(
 def _held(w: Widths, trainable: int) -> dict[str, int]:
     """Returns what is there in every phase of a step."""
     width = w.base if w.trained else w.adapter
-    states = static.optimizer_state_bytes(w.candidate, w.model, trainable, width)
+    states = static.optimizer_state_bytes(w.candidate, trained_tensors(w.candidate, w.model), width)
     return {
         "base_weights": static.base_weight_bytes(w.candidate, w.model),
         "adapter_weights": 0 if w.trained else trainable * width,
@@ -85,7 +85,12 @@ def _step_phases(w: Widths, held: dict[str, int], gradients: int) -> dict[str, d
         "optimizer": held
         | {
             "gradients": gradients,
-            "temporaries": static.optimizer_temporary_bytes(w.candidate, w.model, gradients, foreach=w.kind != "cpu"),
+            "temporaries": static.optimizer_temporary_bytes(
+                w.candidate,
+                trained_tensors(w.candidate, w.model),
+                w.base if w.trained else w.adapter,
+                foreach=w.kind != "cpu",
+            ),
         },
     }
 

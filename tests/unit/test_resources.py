@@ -90,7 +90,7 @@ def test_plugin_folders_come_from_the_environment(tmp_path: Path, monkeypatch: p
 
 def test_a_plugin_folder_that_does_not_exist_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AUTOPEFT_PLUGINS", str(tmp_path / "gone"))
-    with pytest.raises(InvalidInputError, match="AUTOPEFT_PLUGINS names .*gone, which is no folder"):
+    with pytest.raises(InvalidInputError, match=r"AUTOPEFT_PLUGINS names .*gone, which is no folder"):
         plugin_folders()
 
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.distributions import FloatDistribution, IntDistribution
 
 from autopeft.errors import InvalidInputError, UnknownNameError
 from autopeft.methods import method_names
 from autopeft.spaces import all_spaces, is_candidate_field, load_space, spaces_for
-from autopeft.specs import Distribution
 
 VALID: dict[str, Any] = {
     "method": "mine",
@@ -31,7 +30,7 @@ VALID: dict[str, Any] = {
 
 def load(folder: Path, content: dict[str, Any]) -> None:
     path = folder / "mine.yaml"
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     load_space(path)
 
 
@@ -105,6 +104,7 @@ def test_all_mistakes_of_a_file_are_said_at_once(tmp_path: Path) -> None:
         load(tmp_path, content)
 
 
+@settings(deadline=None)
 @given(low=st.floats(1e-6, 1.0), high=st.floats(1e-6, 1.0), default=st.floats(1e-6, 1.0))
 def test_a_numeric_knob_is_accepted_exactly_where_its_default_lies_in_its_range(
     tmp_path_factory: pytest.TempPathFactory, low: float, high: float, default: float
@@ -121,16 +121,10 @@ def test_a_numeric_knob_is_accepted_exactly_where_its_default_lies_in_its_range(
 
 def test_spaces_are_picked_by_name() -> None:
     assert list(spaces_for(["lora", "dora"]).methods) == ["lora", "dora"]
-    with pytest.raises(UnknownNameError, match="unknown search space 'lroa'.*Did you mean 'lora'"):
+    with pytest.raises(UnknownNameError, match=r"unknown search space 'lroa'.*Did you mean 'lora'"):
         spaces_for(["lroa"])
 
 
 def test_a_knob_is_a_field_of_the_candidate_or_an_option_of_the_method() -> None:
     assert is_candidate_field("r")
     assert not is_candidate_field("init_r")
-
-
-def test_a_distribution_keeps_what_is_fixed_apart_from_what_is_searched() -> None:
-    for space in all_spaces().values():
-        assert not set(space.fixed) & set(space.parameters)
-        assert all(isinstance(knob, Distribution) for knob in space.parameters.values())

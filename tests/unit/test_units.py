@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autopeft.errors import InvalidInputError
@@ -48,16 +48,19 @@ def test_what_is_no_positive_duration_is_refused_with_the_text(text: str) -> Non
     assert repr(text) in str(caught.value)
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=1, max_value=2**50))
 def test_a_number_without_a_unit_is_bytes(size_bytes: int) -> None:
     assert parse_bytes(str(size_bytes)) == size_bytes
 
 
+@settings(deadline=None)
 @given(st.integers(min_value=1, max_value=4096), st.sampled_from(["KiB", "MiB", "GiB"]))
 def test_case_and_spaces_do_not_change_a_size(count: int, unit: str) -> None:
     assert parse_bytes(f"{count}{unit}") == parse_bytes(f"  {count} {unit.upper()} ")
 
 
+@settings(deadline=None)
 @given(st.integers(0, 9), st.integers(0, 23), st.integers(0, 59), st.integers(1, 59))
 def test_the_parts_of_a_duration_are_summed(days: int, hours: int, minutes: int, seconds: int) -> None:
     expected = ((days * 24 + hours) * 60 + minutes) * 60 + seconds
@@ -80,6 +83,7 @@ def test_durations_are_printed_with_two_units(seconds: float, text: str) -> None
     assert format_duration(seconds) == text
 
 
+@settings(deadline=None)
 @given(st.floats(min_value=10, max_value=1e7))
 def test_a_printed_duration_is_off_by_less_than_its_smaller_unit(seconds: float) -> None:
     printed = parse_duration(format_duration(seconds).replace(" ", ""))
