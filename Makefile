@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints/dev.txt
 # A real search over five methods on SmolLM2-135M-Instruct, on the CPU, in at most eight minutes.
 demo: install
 	rm -rf runs/demo
-	$(BIN)/autopeft run --model "$(SMOLLM2)" --data data/kjv_to_web.jsonl --effective-batch-size 8 --time-budget 8m --seed 0 --output runs/demo
+	$(BIN)/autopeft run --model "$(SMOLLM2)" --data data/kjv_to_web.jsonl --effective-batch-size 4 --time-budget 8m --seed 0 --output runs/demo
 	@echo "open runs/demo/report.html in a browser"
 
 test: install

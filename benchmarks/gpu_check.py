@@ -39,7 +39,7 @@ BATCH_SIZE = 4
 SEQUENCE_LENGTH = 512
 STEPS = 3
 SEARCH_TIME = "4m"
-USABLE_SHARE = 0.9
+USABLE_SHARE = 0.95
 DATA = Path(__file__).parents[1] / "data" / "kjv_to_web.jsonl"
 
 

@@ -165,9 +165,9 @@ def estimate(
 def describe_methods() -> list[dict[str, Any]]:
     """Returns every registered method as JSON data: name, title, paper, update rule, its search space."""
     from autopeft.methods import registry
-    from autopeft.spaces import all_spaces
+    from autopeft.spaces import spaces_for
 
-    spaces = all_spaces()
+    spaces = spaces_for(registry()).methods
     return [
         {
             "name": name,

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 error, 2 usage, 3 nothing fits, 130 interrupted.
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 
@@ -37,9 +36,9 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, click.exceptions.Abort):
         click.echo("interrupted", err=True)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader has gone (`| head`); Python would complain again while it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit:
+        # Only click raises it, with code 1, when the reader has gone (`| head`): that reader has what it wanted.
+        return EXIT_DONE
     except Exception as error:
         return _report_error(error, debug)
     return EXIT_DONE

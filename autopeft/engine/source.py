@@ -30,9 +30,24 @@ def model_folder(model: str, revision: str | None, cache_folder: Path) -> Path:
         return _converted(gguf, cache_folder)
     if path.exists():
         raise ModelError(f"{path} holds neither config.json nor a single .gguf file")
-    from huggingface_hub import snapshot_download
+    return _downloaded(model, revision)
 
-    return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES))
+
+def _downloaded(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=HUB_FILES))
+    except GatedRepoError as error:
+        raise ModelError(f"the model {model!r} is gated; accept its licence on the hub and set HF_TOKEN") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"the hub has no model {model!r}, or it is private and HF_TOKEN is not set") from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ModelError(
+            f"the weights of {model!r} are not here and cannot be downloaded ({type(error).__name__}); "
+            "check the network, or give --model a local folder with the weights"
+        ) from error
 
 
 def _gguf_file(path: Path) -> Path | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autopeft.memory._block import SITES, Site, adapted, adapted_by_site
+from autopeft.memory._block import SITES, Site
 from autopeft.memory._widths import Widths
 from autopeft.methods import get_method
 
@@ -151,7 +151,7 @@ def _copied(w: Widths, site: Site) -> bool:
     Plain layers cast it to the adapter's dtype, and autocast back to 16 bits; quantized ones leave that to autocast,
     which copies only what is float32. Dropout copies in any case.
     """
-    if not adapted_by_site(w.targets)[site]:
+    if not w.sites[site]:
         return False
     read = _site_bytes(w, site)
     if w.candidate.lora_dropout > 0 or read != w.product:
@@ -163,7 +163,7 @@ def _copied(w: Widths, site: Site) -> bool:
 def _site_input(w: Widths, site: Site) -> float:
     """Bytes a token that the linear layers of a site keep of their input."""
     width, read = _site_width(w, site), _site_bytes(w, site)
-    layers = adapted_by_site(w.targets)[site]
+    layers = w.sites[site]
     # What the attention itself keeps as its output is not kept twice.
     shared = 0 if site == "attention_out" and not _output_is_cloned(w) else width * read
     if w.trained:
@@ -188,7 +188,7 @@ def _adapter_values(w: Widths, site: Site) -> float:
     """Bytes a token of ``A x`` of every adapted layer; DoRA keeps the base's and the adapter's outputs too."""
     method = get_method(w.candidate.method)
     total = 0
-    for layer in adapted_by_site(w.targets)[site]:
+    for layer in w.sites[site]:
         rank = method.layer_parameters(w.candidate, layer) // (layer.in_features + layer.out_features)
         total += layer.count * rank * w.product
         if w.dora:
@@ -202,7 +202,7 @@ def _token_free(w: Widths) -> int:
         return 0
     method = get_method(w.candidate.method)
     total = 0
-    for layer in adapted(w.targets):
+    for layer in w.layers:
         total += layer.count * method.layer_saved_bytes(w.candidate, layer)
         if w.autocast:
             total += layer.count * w.base * method.layer_parameters(w.candidate, layer)
@@ -220,7 +220,7 @@ def _rebuilt_weights(w: Widths) -> int:
     return max(
         (
             layer.in_features * (layer.out_features * w.adapter * matrices + layer.in_features * w.product)
-            for layer in adapted(w.targets)
+            for layer in w.layers
         ),
         default=0,
     )

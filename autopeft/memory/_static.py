@@ -98,7 +98,7 @@ def optimizer_temporary_bytes(
 ) -> int:
     """Returns what one optimizer step allocates and frees again.
 
-    torch's foreach AdamW takes the root of all second moments at once; its loop works on one tensor at a time.
+    torch's foreach AdamW takes the root of all second moments at once; its loop holds two copies of one tensor.
     Adafactor holds four float32 tensors of the size of the parameter at work. Fused kernels and bitsandbytes need
     nothing.
     """
@@ -107,4 +107,4 @@ def optimizer_temporary_bytes(
         return 16 * largest
     if candidate.optimizer != "adamw_torch":
         return 0
-    return width * (sum(each.count * each.entries for each in tensors) if foreach else largest)
+    return width * (sum(each.count * each.entries for each in tensors) if foreach else 2 * largest)

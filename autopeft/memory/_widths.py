@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autopeft.memory._block import Family, Targets, adapted, family_of, targets_of
+from autopeft.memory._block import Family, Site, adapted, adapted_by_site, family_of, targets_of
 from autopeft.memory._static import DTYPE_BYTES, TrainedTensors
 from autopeft.methods import get_method
 from autopeft.specs import Candidate, DeviceKind, LinearLayer, ModelSpec
@@ -15,6 +15,8 @@ class Widths:
     """Dimensions, and bytes of one element of each kind of tensor.
 
     Attributes:
+        layers: adapted linear layers; empty where the base itself is trained.
+        sites: those inside the blocks, by where they stand.
         tokens: of one forward, ``rows * sequence_length``.
         trained: whether the base weights themselves are trained.
         autocast: whether products run in 16 bits on float32 trainable weights (``autopeft.engine.loss``).
@@ -30,7 +32,8 @@ class Widths:
     candidate: Candidate
     model: ModelSpec
     family: Family
-    targets: Targets
+    layers: tuple[LinearLayer, ...]
+    sites: dict[Site, tuple[LinearLayer, ...]]
     kind: DeviceKind
     tokens: int
     sequence_length: int
@@ -64,6 +67,7 @@ def widths_of(candidate: Candidate, model: ModelSpec, kind: DeviceKind, *, seque
     """Returns the widths of a candidate's training step."""
     method = get_method(candidate.method)
     family = family_of(model)
+    targets = targets_of(model, candidate.target_modules)
     base = DTYPE_BYTES[candidate.dtype]
     adapter = DTYPE_BYTES[candidate.adapter_dtype or candidate.dtype]
     autocast = base == 2 and candidate.adapter_dtype == "float32"
@@ -78,7 +82,8 @@ def widths_of(candidate: Candidate, model: ModelSpec, kind: DeviceKind, *, seque
         candidate=candidate,
         model=model,
         family=family,
-        targets=targets_of(model, candidate.target_modules),
+        layers=adapted(targets),
+        sites=adapted_by_site(targets),
         kind=kind,
         tokens=candidate.per_device_batch_size * sequence_length,
         sequence_length=sequence_length,

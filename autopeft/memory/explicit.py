@@ -98,7 +98,7 @@ def explicit_candidate(model: ModelSpec, adapter: Mapping[str, Any], rest: Candi
     targets = adapter["target_modules"]
     settings = dict(adapter) | {
         "r": r,
-        "lora_alpha": alpha,
+        "lora_alpha": None if alpha is None else float(alpha),
         "target_modules": resolve_target_modules(model, ["all-linear"] if targets is None else targets),
         "adapter_dtype": rest.adapter_dtype or "float32",
     }

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from autopeft.memory._static import DTYPE_BYTES
+from autopeft.memory._widths import trainable_parameters
 from autopeft.methods import get_method
 from autopeft.specs import Candidate, Device, ModelSpec, TimeEstimate
-
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 MATMUL_EFFICIENCY = {"float32": 0.6, "bfloat16": 0.45, "float16": 0.45}
 """Share of the device's dense peak that matrix products of a training step reach: 16-bit tensor cores stay at 40 to
@@ -66,7 +66,7 @@ def _flops_per_forward(candidate: Candidate, model: ModelSpec, tokens: int, sequ
     Attention adds ``4 * layers * width * length`` a token in the forward (half of it under a causal mask) and twice
     that in the backward.
     """
-    trainable = get_method(candidate.method).trainable_parameters(candidate, model)
+    trainable = trainable_parameters(candidate, model)
     has_adapter = get_method(candidate.method).has_adapter
     base = sum(layer.count * layer.in_features * layer.out_features for layer in model.linear_layers)
     repeat = 1 if candidate.activation_checkpointing else 0
@@ -93,6 +93,6 @@ def _bytes_moved(candidate: Candidate, model: ModelSpec, tokens: int) -> float:
             layer.count * layer.in_features * layer.out_features for layer in model.linear_layers if layer.quantizable
         )
         dequantized = passes * weights * (1 + 2 * width)
-    trainable = get_method(candidate.method).trainable_parameters(candidate, model)
+    trainable = trainable_parameters(candidate, model)
     optimizer = trainable * 7 * DTYPE_BYTES[candidate.adapter_dtype or candidate.dtype]
     return candidate.gradient_accumulation_steps * (tokens * per_token + dequantized) + optimizer

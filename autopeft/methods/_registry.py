@@ -56,7 +56,13 @@ def _load(path: Path) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise InvalidInputError(
+            f"the plugin method {path} cannot be imported ({type(error).__name__}: {error}); mend it, or take its "
+            "folder out of AUTOPEFT_PLUGINS"
+        ) from error
     return module
 
 

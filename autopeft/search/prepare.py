@@ -142,13 +142,20 @@ def _calibrate(session: Session) -> Calibration:
     load_seconds = max(0.0, session.runner.clock() - begun - untouched.seconds)
     rows = session.job_facts().rows
     calibration = Calibration(
-        seconds_per_step=max(outcome.train_seconds / outcome.steps, 1e-6),
+        seconds_per_step=max(_steady_step_seconds(outcome), 1e-6),
         fixed_seconds=max(0.0, outcome.seconds - outcome.train_seconds - outcome.scores.seconds),
         choose_seconds=outcome.scores.seconds,
         test_seconds=load_seconds + untouched.seconds * rows["test"] / rows["choose"],
     )
     session.emit("calibrated", _measured(calibration), **to_dict(calibration))
     return calibration
+
+
+def _steady_step_seconds(outcome: TrainOutcome) -> float:
+    """Returns the mean of the steps after the first, which also compiles and allocates."""
+    if outcome.first_step_seconds is None or outcome.steps < 2:
+        return outcome.train_seconds / outcome.steps
+    return (outcome.train_seconds - outcome.first_step_seconds) / (outcome.steps - 1)
 
 
 def _score_untouched(session: Session) -> Scores:

@@ -10,14 +10,18 @@ from dataclasses import dataclass
 
 from autopeft.units import format_duration
 
-FLOOR_STEPS = 12
-"""A trial shorter than this says nothing of its learning rate; a method is dropped before its trial is cut below."""
+FLOOR_STEPS = 10
+"""A method is dropped before its trial is cut below: AdaLoRA needs as many to move ranks, and a shorter trial says
+nothing of its learning rate."""
 
 WANTED_STEPS = 32
 """Trials are lengthened to this before there are more of them than one for each method."""
 
 TRIALS_PER_METHOD = 4
 SEARCH_SHARE = 0.6
+RUNG_SHARE = 0.25
+"""Scoring at rungs may cost this share of a trial's steps: about what pruning saves."""
+
 MARGIN_SHARE = 0.08
 TIGHT_SECONDS = 1800.0
 SMALL_DATA_ROWS = 1000
@@ -122,14 +126,15 @@ def make_schedule(task: Task, calibration: Calibration) -> Schedule:
     if len(methods) < len(_mandatory(task)):
         usable = task.remaining_seconds - _tests_seconds(0, calibration)
         methods = _affordable_methods(task, calibration, usable)
-    trials = _trials(task, calibration, SEARCH_SHARE * usable, methods)
-    steps = _steps(task, calibration, SEARCH_SHARE * usable, methods, trials)
-    search_seconds = max(SEARCH_SHARE * usable, _search_seconds(task, calibration, methods, len(methods), steps))
+    trials = _trials(task, calibration, usable, methods)
+    steps, rungs = _steps_and_rungs(task, calibration, usable, methods, trials)
+    shortest = _search_seconds(task, calibration, methods, len(methods), steps, len(rungs))
+    search_seconds = max(SEARCH_SHARE * usable, shortest)
     last_steps = _final_steps_for(usable - search_seconds, task, calibration, methods, steps)
     return Schedule(
         methods=methods,
         search_steps=steps,
-        rungs=_rungs(steps, _mean_ratio(task, methods) * calibration.seconds_per_step, calibration.choose_seconds),
+        rungs=rungs,
         trials=trials,
         final_steps=last_steps,
         search_seconds=search_seconds,
@@ -217,18 +222,33 @@ def _affordable_methods(task: Task, calibration: Calibration, usable: float) -> 
     return methods
 
 
-def _trials(task: Task, calibration: Calibration, share: float, methods: tuple[str, ...]) -> int:
+def _trials(task: Task, calibration: Calibration, usable: float, methods: tuple[str, ...]) -> int:
     """Returns the most trials that leave each of them the wanted steps; at least one for each method."""
     wanted = min(WANTED_STEPS, task.full_search_steps)
     one = _search_seconds(task, calibration, methods, 1, wanted)
-    return max(len(methods), min(task.full_trials, math.floor(share / one)))
+    room = min(SEARCH_SHARE * usable, usable - _finals_seconds(task, calibration, methods, wanted))
+    return max(len(methods), min(task.full_trials, math.floor(room / one)))
 
 
-def _steps(task: Task, calibration: Calibration, share: float, methods: tuple[str, ...], trials: int) -> int:
-    fixed = trials * _trial_fixed_seconds(calibration)
-    affordable = math.floor((share - fixed) / (trials * _mean_ratio(task, methods) * calibration.seconds_per_step))
+def _steps_and_rungs(
+    task: Task, calibration: Calibration, usable: float, methods: tuple[str, ...], trials: int
+) -> tuple[int, tuple[int, ...]]:
+    """Returns the steps of a trial and its rungs at thirds; one, or none, where scoring costs more than it saves.
+
+    A final training is never shorter than a trial, so a trial is no longer than what leaves room for two of those.
+    """
+    per_step = _mean_ratio(task, methods) * calibration.seconds_per_step
+    finals_per_step = _finals_seconds(task, calibration, methods, 1) - _finals_seconds(task, calibration, methods, 0)
     floor = min(FLOOR_STEPS, task.full_search_steps)
-    return max(floor, min(task.full_search_steps, affordable))
+    for rungs in (2, 1, 0):
+        fixed = _trial_fixed_seconds(calibration, rungs)
+        shared = (SEARCH_SHARE * usable / trials - fixed) / per_step
+        room = usable - trials * fixed - _finals_seconds(task, calibration, methods, 0)
+        affordable = math.floor(min(shared, room / (trials * per_step + finals_per_step)))
+        steps = max(floor, min(task.full_search_steps, affordable))
+        if rungs * calibration.choose_seconds <= RUNG_SHARE * steps * per_step:
+            break
+    return steps, _thirds(steps)[:rungs]
 
 
 def _final_steps_for(
@@ -239,9 +259,11 @@ def _final_steps_for(
     return final_steps(seconds, fixed, per_step, shortest, task.full_steps)
 
 
-def _search_seconds(task: Task, calibration: Calibration, methods: tuple[str, ...], trials: int, steps: int) -> float:
+def _search_seconds(
+    task: Task, calibration: Calibration, methods: tuple[str, ...], trials: int, steps: int, rungs: int = 0
+) -> float:
     per_step = _mean_ratio(task, methods) * calibration.seconds_per_step
-    return trials * (_trial_fixed_seconds(calibration) + steps * per_step)
+    return trials * (_trial_fixed_seconds(calibration, rungs) + steps * per_step)
 
 
 def _finals_seconds(task: Task, calibration: Calibration, methods: tuple[str, ...], steps: int) -> float:
@@ -249,9 +271,9 @@ def _finals_seconds(task: Task, calibration: Calibration, methods: tuple[str, ..
     return 2 * (calibration.fixed_seconds + calibration.choose_seconds) + steps * per_step
 
 
-def _trial_fixed_seconds(calibration: Calibration) -> float:
-    """Returns everything but the steps: load, save, the last scoring and one rung."""
-    return calibration.fixed_seconds + 2 * calibration.choose_seconds
+def _trial_fixed_seconds(calibration: Calibration, rungs: int) -> float:
+    """Returns everything but the steps: load, save, the last scoring and those at the rungs."""
+    return calibration.fixed_seconds + (1 + rungs) * calibration.choose_seconds
 
 
 def _tests_seconds(methods: int, calibration: Calibration) -> float:
@@ -265,13 +287,6 @@ def _mean_ratio(task: Task, methods: tuple[str, ...]) -> float:
 
 def _largest_ratio(task: Task, methods: tuple[str, ...]) -> float:
     return max(task.step_ratios[method] for method in methods)
-
-
-def _rungs(steps: int, seconds_per_step: float, choose_seconds: float) -> tuple[int, ...]:
-    """Returns the rungs at thirds; one, or none, where scoring them would cost more than pruning saves."""
-    thirds = _thirds(steps)
-    worth_seconds = 0.25 * steps * seconds_per_step
-    return tuple(rung for count, rung in enumerate(thirds, start=1) if count * choose_seconds <= worth_seconds)
 
 
 def _thirds(steps: int) -> tuple[int, ...]:

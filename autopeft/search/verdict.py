@@ -10,6 +10,9 @@ from autopeft.search.prepare import UNTOUCHED
 from autopeft.search.statistics import paired_comparison
 from autopeft.specs import Comparison, PhaseTime, RankedMethod, Scores, TrialResult, Verdict
 
+TUNED_RATES = 3
+"""Learning rates that a method must have tried before its best is called tuned."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
@@ -173,12 +176,28 @@ def _caveats(evidence: Evidence, family: int) -> tuple[str, ...]:
         f"the intervals are widened for {family} comparisons (Bonferroni), so that all hold together with 95 %",
         f"held-out loss over {len(evidence.tests[WINNER].losses)} test rows; no task metric was measured",
     ]
+    caveats += _unequal_tuning(evidence)
     if evidence.finals.steps > evidence.choice.winner.steps:
         caveats.append(
             f"methods are ranked by trials of {evidence.choice.winner.steps} steps; "
             f"after {evidence.finals.steps}, as in the final training, the order may differ"
         )
     return (*caveats, *_without_result(evidence), *evidence.finals.notes)
+
+
+def _unequal_tuning(evidence: Evidence) -> list[str]:
+    """Returns a sentence if the methods' learning rates were not tuned alike, since that alone can decide."""
+    rates: dict[str, set[float]] = {}
+    for trial in evidence.trials:
+        rates.setdefault(trial.candidate.method, set()).add(trial.candidate.learning_rate)
+    counts = {method: len(tried) for method, tried in rates.items()}
+    if len(counts) < 2 or min(counts.values()) >= TUNED_RATES:
+        return []
+    tried = ", ".join(f"{method} {count}" for method, count in counts.items())
+    return [
+        f"learning rates tried: {tried}; with fewer than {TUNED_RATES} each, a difference between methods may be one "
+        "of learning rates; a longer search tells them apart"
+    ]
 
 
 def _without_result(evidence: Evidence) -> list[str]:

@@ -147,6 +147,7 @@ class TrainOutcome:
         tokens: tokens trained on, padding excluded.
         seconds: all of it: load, inject, train, score, save.
         train_seconds: optimizer steps alone.
+        first_step_seconds: the first of them, which also compiles and allocates; None if no step was done.
         scores: the choose split after the last step done; None unless it was scored.
         curve: one report a rung, the last step included.
         measured_peak_bytes: CUDA: maximum allocated; CPU: peak resident memory of the worker. None if unknown.
@@ -163,6 +164,7 @@ class TrainOutcome:
     curve: tuple[RungReport, ...]
     measured_peak_bytes: int | None
     measured_peak_kind: Literal["max_allocated", "resident"] | None = None
+    first_step_seconds: float | None = None
     trainable_parameters: int | None = None
     adapter_folder: str | None = None
     details: dict[str, object] = field(default_factory=dict)

@@ -45,6 +45,7 @@ class TrainLog:
     steps: int = 0
     tokens: int = 0
     train_seconds: float = 0.0
+    first_step_seconds: float | None = None
     details: dict[str, object] = field(default_factory=dict)
     trainable_parameters: int | None = None
 
@@ -130,7 +131,8 @@ class Session:
             train_loss = log.curve[-1].train_loss if watch.pruned else trainer.take_train_loss()
             trainer.bare_model()
         finally:
-            log.steps, log.tokens, log.train_seconds = watch.steps_done, trainer.tokens, watch.train_seconds
+            log.steps, log.tokens = watch.steps_done, trainer.tokens
+            log.train_seconds, log.first_step_seconds = watch.train_seconds, watch.first_step_seconds
             shutil.rmtree(config.output_dir, ignore_errors=True)
         log.details |= parts.method.details(parts.model)
         scores = self._score(parts.model, "choose")
@@ -220,6 +222,7 @@ def _outcome(
         tokens=log.tokens,
         seconds=time.monotonic() - log.begin,
         train_seconds=log.train_seconds,
+        first_step_seconds=log.first_step_seconds,
         scores=scores,
         curve=tuple(log.curve),
         measured_peak_bytes=peak,

@@ -95,6 +95,7 @@ class StepWatch(TrainerCallback):
     ) -> None:
         self.trainer: CandidateTrainer | None = None
         self.train_seconds = 0.0
+        self.first_step_seconds: float | None = None
         self.steps_done = 0
         self.pruned = False
         self._request = request
@@ -134,6 +135,8 @@ class StepWatch(TrainerCallback):
         if self._trainer.parts.device_type == "cuda":
             torch.cuda.synchronize()
         self.train_seconds += time.monotonic() - self._mark
+        if self.steps_done == 1:
+            self.first_step_seconds = self.train_seconds
 
     def _check_time(self) -> None:
         limit = self._request.seconds_limit

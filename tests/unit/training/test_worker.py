@@ -12,8 +12,8 @@ import pytest
 
 from autopeft.errors import RunFolderError, WorkerError
 from autopeft.profiling.dataset import hash_files
-from autopeft.specs import Candidate, Job, RungReport, ScoreRequest, TrainRequest
-from autopeft.training.client import WorkerRunner
+from autopeft.specs import Candidate, Job, RungReport, ScoreRequest, TrainRequest, to_json
+from autopeft.training.client import WorkerRunner, worker_environment
 
 LORA = Candidate(
     method="lora",
@@ -222,13 +222,14 @@ def test_a_model_that_is_not_there_is_told_with_the_log(job: Job, tmp_path: Path
 def test_a_worker_ends_when_its_parent_is_gone(job: Job, tmp_path: Path) -> None:
     script = (
         "import sys, time\nfrom pathlib import Path\n"
+        "from autopeft.specs import Job, from_json\n"
         "from autopeft.training.client import WorkerProcess\n"
-        "worker = WorkerProcess(Path(sys.argv[1]), None)\n"
+        "worker = WorkerProcess(Path(sys.argv[1]), from_json(sys.argv[2], Job, 'job'))\n"
         "print(worker._process.pid, flush=True)\n"
         "time.sleep(60)\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, str(tmp_path / "log"), to_json(job)], stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout is not None
         worker = psutil.Process(int(parent.stdout.readline()))
@@ -255,3 +256,21 @@ def test_closing_twice_is_safe(tmp_path: Path) -> None:
     runner.close()
     runner.close()
     assert not (tmp_path / "worker.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "expected"),
+    [
+        ({}, "cuda", {"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}),
+        ({"CUDA_VISIBLE_DEVICES": "3, 1"}, "cuda", {"CUDA_VISIBLE_DEVICES": "3"}),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-4a,GPU-7b"}, "cuda:0", {"CUDA_VISIBLE_DEVICES": "GPU-4a"}),
+        ({"CUDA_VISIBLE_DEVICES": "3,1"}, "cpu", {"CUDA_VISIBLE_DEVICES": "3,1"}),
+    ],
+)
+def test_a_worker_sees_one_gpu_alone(given: dict[str, str], device: str, expected: dict[str, str]) -> None:
+    environment = worker_environment(given, device)
+    assert {name: value for name, value in environment.items() if name.startswith("CUDA_")} == expected
+
+
+def test_the_users_thread_settings_stand() -> None:
+    assert worker_environment({"OMP_WAIT_POLICY": "ACTIVE"}, "cpu")["OMP_WAIT_POLICY"] == "ACTIVE"

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from autopeft.memory._static import TrainedTensors, optimizer_state_bytes, quantized_matrix_bytes
+from autopeft.memory.closed_form import estimate_memory
+from autopeft.methods import get_method, method_names
+from autopeft.specs import Candidate, Device
+
+CPU = Device(name="test", kind="cpu", total_memory_bytes=2**34, free_memory_bytes=2**34)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    method=st.sampled_from(method_names()),
+    quantization=st.sampled_from(["none", "int8", "nf4"]),
+    rows=st.integers(1, 16),
+    length=st.integers(8, 2048),
+    checkpointing=st.booleans(),
+    trainer=st.sampled_from(["trl", "transformers"]),
+    attention=st.sampled_from(["sdpa", "eager"]),
+    device=st.sampled_from([None, CPU]),
+)
+def test_components_sum_to_the_peak_which_is_the_largest_phase(
+    llama, make_candidate, method, quantization, rows, length, checkpointing, trainer, attention, device
+):
+    candidate = make_candidate(
+        method,
+        quantization="none" if method == "full" else quantization,
+        per_device_batch_size=rows,
+        activation_checkpointing=checkpointing,
+        trainer=trainer,
+        attention=attention,
+    )
+    found = estimate_memory(candidate, llama, device, sequence_length=length)
+    assert sum(found.components.values()) == found.peak_memory_bytes
+    assert set(found.phases) == {"load", "forward", "backward", "optimizer"}
+    assert max(found.phases.values()) == found.peak_memory_bytes
+    assert min(found.components.values()) >= 0
+    assert found.required_bytes == found.peak_memory_bytes + found.overhead_bytes
+    assert found.peak_reserved_bytes >= found.peak_memory_bytes
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(method=st.sampled_from(method_names()), length=st.integers(16, 1024), rows=st.integers(1, 8))
+def test_more_tokens_never_need_less_memory(llama, make_candidate, method, length, rows):
+    quantization = "nf4" if method == "loftq" else "none"
+    small = make_candidate(method, quantization=quantization, per_device_batch_size=rows)
+    found = estimate_memory(small, llama, None, sequence_length=length)
+    for more in (
+        estimate_memory(replace(small, per_device_batch_size=rows + 1), llama, None, sequence_length=length),
+        estimate_memory(small, llama, None, sequence_length=length + 64),
+    ):
+        assert more.phases["forward"] > found.phases["forward"]
+        assert more.phases["backward"] > found.phases["backward"]
+        assert more.peak_memory_bytes >= found.peak_memory_bytes
+
+
+def test_more_rank_needs_more_memory(llama, make_candidate):
+    peaks = [
+        estimate_memory(make_candidate(r=r), llama, None, sequence_length=256).peak_memory_bytes for r in (4, 8, 16, 64)
+    ]
+    assert peaks == sorted(set(peaks))
+
+
+def test_checkpointing_saves_activations_where_they_dominate(make_spec, make_candidate):
+    model = make_spec(num_hidden_layers=32)
+    plain = make_candidate(model=model, per_device_batch_size=8, trainer="transformers")
+    saved = estimate_memory(plain, model, None, sequence_length=1024)
+    recomputed = estimate_memory(replace(plain, activation_checkpointing=True), model, None, sequence_length=1024)
+    assert recomputed.peak_memory_bytes < 0.5 * saved.peak_memory_bytes
+
+
+def test_a_packed_matrix_has_the_size_that_the_qlora_paper_gives_it():
+    nf4 = Candidate(method="lora", r=8, lora_alpha=8.0, quantization="nf4")
+    # 4096 x 4096 weights: half a byte each; 262,144 blocks of 64 with a float32 scale (0.5 bits a weight more).
+    assert quantized_matrix_bytes(nf4, 4096, 4096) == 8_388_608 + 4 * 262_144
+    # Doubly quantized: one byte a block and one float32 for 256 of them, 0.127 bits a weight (arXiv 2305.14314, 3).
+    double = replace(nf4, double_quantization=True)
+    assert quantized_matrix_bytes(double, 4096, 4096) == 8_388_608 + 262_144 + 4 * 1_024
+    # int8: a byte each and one float32 a row.
+    assert quantized_matrix_bytes(replace(nf4, quantization="int8"), 4096, 4096) == 16_777_216 + 4 * 4096
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "expected_bytes"),
+    [
+        ("adamw_torch", 2 * 4 * 65_536),
+        ("adamw_torch_fused", 2 * 4 * 65_536),
+        ("adamw_bnb_8bit", 2 * 65_536 + 8 * 256),
+        ("paged_adamw_32bit", 8 * 65_536),
+        ("adafactor", 4 * (16 + 4096)),
+        ("sgd", 0),
+    ],
+)
+def test_each_optimizer_keeps_its_states_of_a_16_by_4096_factor(optimizer, expected_bytes):
+    candidate = Candidate(method="lora", r=16, lora_alpha=16.0, optimizer=optimizer)
+    assert optimizer_state_bytes(candidate, [TrainedTensors(16, 4096, 1)], 4) == expected_bytes
+
+
+def test_large_paged_states_are_not_on_the_device():
+    candidate = Candidate(method="full", r=None, lora_alpha=None, optimizer="paged_adamw_32bit")
+    assert optimizer_state_bytes(candidate, [TrainedTensors(4096, 4096, 1)], 2) == 0
+
+
+def test_full_tuning_in_bfloat16_holds_ten_bytes_a_parameter_at_the_optimizer(llama, make_candidate):
+    """Weight, gradient, two states and the temporary of foreach AdamW: 2 bytes each."""
+    found = estimate_memory(make_candidate("full"), llama, None, sequence_length=16)
+    assert found.phases["optimizer"] == 10 * llama.parameter_count
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_it_counts_the_parameters_that_the_method_counts(llama, make_candidate, method):
+    candidate = make_candidate(method, quantization="nf4" if method == "loftq" else "none")
+    found = estimate_memory(candidate, llama, None, sequence_length=64)
+    assert found.trainable_parameters == get_method(method).trainable_parameters(candidate, llama)
+
+
+def test_gradients_stay_while_later_forwards_of_the_same_step_run(llama, make_candidate):
+    once = estimate_memory(make_candidate(), llama, None, sequence_length=512)
+    thrice = estimate_memory(make_candidate(gradient_accumulation_steps=3), llama, None, sequence_length=512)
+    assert thrice.phases["forward"] - once.phases["forward"] == 4 * once.trainable_parameters
+
+
+def test_an_unknown_architecture_is_named_and_trusted_less(llama, make_candidate):
+    candidate = make_candidate()
+    known = estimate_memory(candidate, llama, None, sequence_length=64)
+    unknown = estimate_memory(candidate, replace(llama, model_type="strange"), None, sequence_length=64)
+    assert unknown.relative_error > known.relative_error
+    assert any("'strange'" in sentence for sentence in unknown.assumptions)
+    assert not any("priced as" in sentence for sentence in known.assumptions)
+
+
+def test_it_imports_nothing_of_the_training_stack():
+    heavy = "{'torch', 'transformers', 'peft', 'trl', 'bitsandbytes'}"
+    code = f"import sys, autopeft.memory.closed_form; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

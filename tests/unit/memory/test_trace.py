@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import gc
+from dataclasses import replace
+
+import pytest
+
+from autopeft.errors import InvalidInputError, ModelError
+from autopeft.memory._recorder import BLOCK_BYTES, AllocationRecorder
+from autopeft.memory.trace import trace_memory
+from autopeft.profiling.model import resolve_target_modules, spec_from_config
+from autopeft.specs import Device
+
+torch = pytest.importorskip("torch")
+
+CPU = Device(name="test", kind="cpu", total_memory_bytes=2**34, free_memory_bytes=2**34)
+
+
+def test_the_recorder_counts_what_lives_and_its_peak():
+    recorder = AllocationRecorder(lambda: "here")
+    with recorder:
+        first = torch.zeros(1000)  # 4,000 bytes are 8 blocks
+        second = first.view(10, 100)  # the same storage
+        third = first + 1
+        del third
+        gc.collect()
+        fourth = torch.zeros(1)
+    assert recorder.peaks["here"].bytes == 16 * BLOCK_BYTES
+    assert sum(each.size for each in recorder.live_at(len(recorder.events))) == 9 * BLOCK_BYTES
+    assert second.numel() + fourth.numel() == 1001
+
+
+def test_components_sum_to_the_peak_and_all_phases_are_there(llama, make_candidate):
+    found = trace_memory(make_candidate(), llama, None, sequence_length=64)
+    assert found.source == "traced"
+    assert sum(found.components.values()) == found.peak_memory_bytes == max(found.phases.values())
+    assert set(found.phases) == {"load", "forward", "backward", "optimizer"}
+
+
+@pytest.mark.parametrize(("method", "checkpointing"), [("lora", True), ("full", False)])
+def test_two_shallow_traces_equal_the_trace_at_full_depth(
+    make_spec, make_candidate, monkeypatch, method, checkpointing
+):
+    model = make_spec(num_hidden_layers=9)
+    candidate = make_candidate(method, model=model, activation_checkpointing=checkpointing)
+    shallow = trace_memory(candidate, model, None, sequence_length=64)
+    monkeypatch.setattr("autopeft.memory.trace.shallow_depths", lambda layers, period: (layers,))
+    full = trace_memory(candidate, model, None, sequence_length=64)
+    assert shallow.phases == pytest.approx(full.phases, rel=0.001)
+    assert shallow.trainable_parameters == full.trainable_parameters
+
+
+def test_trained_parameters_are_those_of_the_method(llama, make_candidate):
+    # r (in + out) of q, k, v, o, gate, up and down in four layers of the tiny llama.
+    expected = 8 * 4 * ((128 + 128) + 2 * (128 + 64) + (128 + 128) + 2 * (128 + 384) + (384 + 128))
+    assert trace_memory(make_candidate(), llama, None, sequence_length=16).trainable_parameters == expected
+
+
+def test_the_optimizers_form_is_the_target_devices(llama, make_candidate):
+    """foreach AdamW on CUDA holds one more copy of all trained parameters than the loop on a host processor."""
+    candidate = make_candidate("full", dtype="float32")
+    gpu = trace_memory(candidate, llama, None, sequence_length=8).phases["optimizer"]
+    host = trace_memory(candidate, llama, CPU, sequence_length=8).phases["optimizer"]
+    # The loop holds two temporaries of the tensor at work, here at most the embedding's.
+    largest = 4 * 1000 * 128
+    assert gpu - host == pytest.approx(4 * llama.parameter_count - 2 * largest, rel=0.01)
+
+
+def test_dropout_costs_one_byte_an_element_on_cuda(llama, make_candidate):
+    candidate = make_candidate(lora_dropout=0.0, adapter_dtype="float32")
+    without = trace_memory(candidate, llama, None, sequence_length=128).phases["forward"]
+    dropped = trace_memory(replace(candidate, lora_dropout=0.1), llama, None, sequence_length=128).phases["forward"]
+    inputs = 3 * 128 + 128 + 2 * 128 + 384
+    assert dropped - without == pytest.approx(256 * 4 * inputs, rel=0.1)
+
+
+@pytest.mark.parametrize("method", ["dora", "adalora"])
+def test_methods_that_keep_more_than_lora_are_seen_to(llama, make_candidate, method):
+    lora = trace_memory(make_candidate(), llama, None, sequence_length=64)
+    assert (
+        trace_memory(make_candidate(method), llama, None, sequence_length=64).peak_memory_bytes > lora.peak_memory_bytes
+    )
+
+
+def test_quantized_bases_are_packed(llama, make_candidate):
+    load = {
+        kind: trace_memory(make_candidate(quantization=kind), llama, None, sequence_length=16).phases["load"]
+        for kind in ("none", "int8", "nf4")
+    }
+    linear = sum(x.count * x.in_features * x.out_features for x in llama.linear_layers if x.quantizable)
+    assert load["none"] - load["int8"] == pytest.approx(linear, rel=0.05)
+    assert load["none"] - load["nf4"] == pytest.approx(1.4375 * linear, rel=0.05)  # 2 - 1/2 - 4/64 bytes a weight
+
+
+def test_a_quantized_encoder_is_refused_with_the_reason(make_candidate):
+    model = spec_from_config({"model_type": "bert", "num_hidden_layers": 2}, id="bert")
+    candidate = replace(
+        make_candidate(quantization="nf4"), target_modules=resolve_target_modules(model, ("attention",))
+    )
+    with pytest.raises(InvalidInputError, match="classification head"):
+        trace_memory(candidate, model, None, sequence_length=16)
+
+
+def test_attention_that_the_model_lacks_is_an_error_that_names_it(make_candidate):
+    model = spec_from_config({"model_type": "gemma2"}, id="gemma")
+    with pytest.raises(ModelError, match="'gemma2' model cannot be built with attention 'sdpa'"):
+        trace_memory(make_candidate(attention="sdpa"), model, None, sequence_length=16)
+
+
+def test_a_model_without_a_config_is_an_error(llama, make_candidate):
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        trace_memory(make_candidate(), replace(llama, config={}), None, sequence_length=16)
