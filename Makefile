@@ -29,7 +29,7 @@ demo: install
 	@echo "open runs/demo/report.html in a browser"
 
 test: install
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 
 # Trains real small models; PYTEST_ARGS selects a part, as CI does.
 test-slow: install

@@ -15,9 +15,11 @@ from autopeft.api._advice import as_names, suggest
 from autopeft.api._plans import read_plan
 from autopeft.errors import (
     AutoPeftError,
+    DataError,
     InterruptedRunError,
     InvalidInputError,
     MissingExtraError,
+    ModelError,
     RunFolderError,
 )
 from autopeft.specs import HardwareProfile, Recommendation, Report
@@ -97,6 +99,7 @@ def run(
         return _resume(output, on_event, on_step)
     _require_what_runs(dry_run)
     chosen = _plan_for_this_machine(_plan_of(plan, inputs, seed))
+    _refuse_what_is_not_trained(chosen)
     settings = RunSettings(
         trials=trials,
         time_budget_seconds=parse_duration(time_budget) if isinstance(time_budget, str) else time_budget,
@@ -179,6 +182,20 @@ def _refuse_changed_data(plan: Recommendation) -> None:
         raise RunFolderError(
             f"the data has changed since the plan was made: {plan.data.source} has hash {found[:12]}, the plan says "
             f"{plan.data.content_hash[:12]}; make a new plan: autopeft suggest ... -o plan.json"
+        )
+
+
+def _refuse_what_is_not_trained(plan: Recommendation) -> None:
+    """Raises for models and data that can be priced but not yet trained; half right would be wrong."""
+    if plan.model.kind != "causal_lm":
+        raise ModelError(
+            f"autopeft run trains causal language models; {plan.model.id} is an encoder ({plan.model.model_type}), "
+            "which `autopeft suggest` and `autopeft estimate` price but no run trains yet"
+        )
+    if plan.data.format == "classification":
+        raise DataError(
+            f"{plan.data.source} holds texts with labels, and autopeft run would train on the texts alone; let the "
+            "label be the answer: --column prompt=TEXT_COLUMN --column completion=LABEL_COLUMN"
         )
 
 

@@ -150,7 +150,8 @@ def rank_of(candidate: Candidate) -> int:
 def alpha_of(candidate: Candidate) -> float:
     """Returns ``lora_alpha`` as peft saves it: an int where it is whole (servers read an int)."""
     assert candidate.lora_alpha is not None, f"{candidate.method} needs lora_alpha"
-    return int(candidate.lora_alpha) if candidate.lora_alpha.is_integer() else candidate.lora_alpha
+    alpha = float(candidate.lora_alpha)
+    return int(alpha) if alpha.is_integer() else alpha
 
 
 def lora_settings(candidate: Candidate, **more: Any) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class Drafts:
             max_length=self.advice.max_length,
             warmup_ratio=self.advice.warmup_ratio,
             trainer=narrowing.loss_of(self.model, self.device),
+            attention=narrowing.attention_of(self.model),
             options=options,
             **settings,
         )

@@ -7,7 +7,20 @@ from dataclasses import replace
 
 from autopeft.errors import InvalidInputError, UnknownNameError
 from autopeft.profiling.model import adapted_layers, resolve_target_modules
-from autopeft.specs import Device, Distribution, Dtype, MethodSpace, ModelSpec, OptionValue, Quantization, TrainerName
+from autopeft.specs import (
+    Attention,
+    Device,
+    Distribution,
+    Dtype,
+    MethodSpace,
+    ModelSpec,
+    OptionValue,
+    Quantization,
+    TrainerName,
+)
+
+EAGER_MODEL_TYPES = ("gemma2",)
+"""Their attention caps its scores, which PyTorch's scaled_dot_product_attention cannot."""
 
 
 def device_dtype(device: Device) -> Dtype:
@@ -33,6 +46,11 @@ def quantization_problem(quantization: Quantization, model: ModelSpec, device: D
         return None
     if model.stored_quantization:
         return f"the checkpoint is already quantized ({model.stored_quantization}), which {quantization} cannot replace"
+    if model.kind == "encoder":
+        # transformers 5.23 quantizes the classification head as well, and peft cannot wrap it then.
+        return (
+            f"the classification head of {model.id} would be stored as {quantization} too, and cannot be trained then"
+        )
     supported = device.supports_nf4 if quantization == "nf4" else device.supports_int8
     return None if supported else f"{device.name} does not support {quantization} storage"
 
@@ -108,6 +126,11 @@ def _value_problem(distribution: Distribution, value: OptionValue) -> str | None
         return "no number"
     inside = distribution.low <= value <= distribution.high
     return None if inside else f"outside {distribution.low:g} to {distribution.high:g}"
+
+
+def attention_of(model: ModelSpec) -> Attention:
+    """Returns the attention implementation: PyTorch's own, except where transformers 5.23 refuses it."""
+    return "eager" if model.model_type in EAGER_MODEL_TYPES else "sdpa"
 
 
 def loss_of(model: ModelSpec, device: Device) -> TrainerName:

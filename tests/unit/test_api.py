@@ -412,3 +412,25 @@ def test_errors_form_one_tree() -> None:
     assert issubclass(UnknownNameError, InvalidInputError)
     assert issubclass(InvalidInputError, AutoPeftError)
     assert {NothingFitsError.exit_code, InterruptedRunError.exit_code, AutoPeftError.exit_code} == {3, 130, 1}
+
+
+def test_an_encoder_is_priced_but_not_trained(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n' * 3, encoding="utf-8")
+    plan = autopeft.suggest(model="all-minilm-l6-v2", data=data, hardware="cpu-16gb", methods=["lora"])
+    assert plan.candidates
+    with pytest.raises(AutoPeftError, match="trains causal language models; .* is an encoder"):
+        autopeft.run(plan, output=tmp_path / "run", dry_run=True)
+
+
+def test_labelled_texts_are_refused_with_the_mapping_that_trains_them(tmp_path: Path) -> None:
+    data = tmp_path / "rows.jsonl"
+    rows = [{"text": f"message {n}", "label": "spam" if n % 3 else "ham"} for n in range(30)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    inputs = {"model": "smollm2-135m-instruct", "data": data, "output": tmp_path / "run", "dry_run": True}
+    with pytest.raises(AutoPeftError, match="--column prompt=TEXT_COLUMN --column completion=LABEL_COLUMN"):
+        autopeft.run(**inputs)
+    plan = autopeft.suggest(
+        model="smollm2-135m-instruct", data=data, columns={"prompt": "text", "completion": "label"}
+    )
+    assert plan.data.format == "prompt_completion"
