@@ -21,9 +21,9 @@ def solve_batch(candidate: Candidate, effective_batch_size: int, available_bytes
     """Returns the candidate with batch, accumulation and checkpointing set.
 
     The product of batch and accumulation is the effective batch exactly. Taken is the largest batch that fits without
-    checkpointing; else the largest with it; else batch 1 with it, which then does not fit. Where the first needs
-    several forwards, the second is taken if its predicted time is lower: a quantized base is dequantized in every
-    forward, so many small forwards can cost more than recomputing activations.
+    checkpointing, with the estimate's stated error to spare; else the largest with it; else batch 1 with it, which then
+    does not fit. Where the first needs several forwards, the second is taken if its predicted time is lower: a
+    quantized base is dequantized in every forward, so many small forwards can cost more than recomputing activations.
     """
     whole = _split(candidate, effective_batch_size, effective_batch_size, checkpointing=False)
     plain = _largest(candidate, effective_batch_size, available_bytes, price, checkpointing=False)
@@ -49,7 +49,7 @@ def _largest(
     def tried(batch: int) -> tuple[Candidate, MemoryEstimate] | None:
         split = _split(candidate, effective_batch_size, batch, checkpointing=checkpointing)
         estimate = price(split)
-        return (split, estimate) if estimate.required_bytes <= available_bytes else None
+        return (split, estimate) if safe_bytes(split, estimate) <= available_bytes else None
 
     whole, *smaller = divisors(effective_batch_size)
     found = tried(whole)
@@ -62,6 +62,16 @@ def _largest(
         better = tried(smaller[middle])
         found, first, last = (found, middle + 1, last) if better is None else (better, first, middle)
     return found
+
+
+def safe_bytes(candidate: Candidate, estimate: MemoryEstimate) -> int:
+    """Returns what a batch must have free to be chosen: the estimate's stated error on top, but for the smallest.
+
+    A batch that fits only if the estimate is exact runs out of memory half of the time; batch 1 has no alternative.
+    """
+    if candidate.per_device_batch_size == 1:
+        return estimate.required_bytes
+    return estimate.required_bytes + math.ceil(estimate.relative_error * estimate.peak_memory_bytes)
 
 
 def _split(candidate: Candidate, effective_batch_size: int, batch: int, *, checkpointing: bool) -> Candidate:

@@ -141,11 +141,13 @@ def _calibrate(session: Session) -> Calibration:
     untouched = _score_untouched(session)
     load_seconds = max(0.0, session.runner.clock() - begun - untouched.seconds)
     rows = session.job_facts().rows
+    # An adapter kept in float32 beside a 16-bit base can double the time of a forward.
+    choose_seconds = max(untouched.seconds, outcome.scores.seconds)
     calibration = Calibration(
         seconds_per_step=max(_steady_step_seconds(outcome), 1e-6),
         fixed_seconds=max(0.0, outcome.seconds - outcome.train_seconds - outcome.scores.seconds),
-        choose_seconds=outcome.scores.seconds,
-        test_seconds=load_seconds + untouched.seconds * rows["test"] / rows["choose"],
+        choose_seconds=choose_seconds,
+        test_seconds=load_seconds + choose_seconds * rows["test"] / rows["choose"],
     )
     session.emit("calibrated", _measured(calibration), **to_dict(calibration))
     return calibration

@@ -112,8 +112,8 @@ class Schedule:
 def split_sizes(rows: int, time_budget_seconds: float | None) -> SplitSizes:
     """Returns how many of so many rows are held out; at least 70 % are trained on."""
     tight = time_budget_seconds is not None and time_budget_seconds < TIGHT_SECONDS
-    choose = min(round(0.10 * rows), 48 if tight else 256)
-    test = min(round(0.15 * rows), 128 if tight else 1000)
+    choose = min(round(0.10 * rows), 40 if tight else 256)
+    test = min(round(0.15 * rows), 96 if tight else 1000)
     return SplitSizes(choose_rows=max(2, choose), test_rows=max(2, test))
 
 

@@ -419,7 +419,7 @@ def test_an_encoder_is_priced_but_not_trained(tmp_path: Path) -> None:
     data.write_text('{"prompt": "a", "completion": "b"}\n' * 3, encoding="utf-8")
     plan = autopeft.suggest(model="all-minilm-l6-v2", data=data, hardware="cpu-16gb", methods=["lora"])
     assert plan.candidates
-    with pytest.raises(AutoPeftError, match="trains causal language models; .* is an encoder"):
+    with pytest.raises(AutoPeftError, match=r"trains causal language models; .* is an encoder"):
         autopeft.run(plan, output=tmp_path / "run", dry_run=True)
 
 
@@ -430,7 +430,5 @@ def test_labelled_texts_are_refused_with_the_mapping_that_trains_them(tmp_path: 
     inputs = {"model": "smollm2-135m-instruct", "data": data, "output": tmp_path / "run", "dry_run": True}
     with pytest.raises(AutoPeftError, match="--column prompt=TEXT_COLUMN --column completion=LABEL_COLUMN"):
         autopeft.run(**inputs)
-    plan = autopeft.suggest(
-        model="smollm2-135m-instruct", data=data, columns={"prompt": "text", "completion": "label"}
-    )
+    plan = autopeft.suggest(model="smollm2-135m-instruct", data=data, columns={"prompt": "text", "completion": "label"})
     assert plan.data.format == "prompt_completion"

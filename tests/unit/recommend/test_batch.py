@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autopeft.memory.closed_form import estimate_memory
-from autopeft.recommend.batch import divisors, solve_batch
+from autopeft.recommend.batch import divisors, safe_bytes, solve_batch
 from autopeft.specs import Candidate
 
 LORA = Candidate(method="lora", r=16, lora_alpha=16.0, target_modules=("q_proj", "v_proj"))
@@ -48,7 +48,18 @@ def test_no_larger_batch_would_have_fitted(small_model, make_hardware, effective
     for batch in divisors(effective):
         if batch > solved.per_device_batch_size:
             larger = replace(solved, per_device_batch_size=batch, gradient_accumulation_steps=effective // batch)
-            assert price(larger).required_bytes > available
+            assert safe_bytes(larger, price(larger)) > available
+
+
+@given(effective=st.sampled_from((2, 7, 12, 24, 32)), available_gib=st.floats(0.8, 12))
+def test_a_batch_above_one_leaves_room_for_the_error_of_the_estimate(
+    small_model, make_hardware, effective, available_gib
+):
+    available = int(available_gib * 2**30)
+    solved, price = solve(small_model, make_hardware(), LORA, effective, available)
+    if solved.per_device_batch_size > 1:
+        found = price(solved)
+        assert found.required_bytes + found.relative_error * found.peak_memory_bytes <= available
 
 
 def test_with_ample_memory_one_forward_takes_the_whole_batch(small_model, make_hardware):

@@ -137,7 +137,7 @@ def test_at_least_70_percent_of_the_rows_are_trained_on(rows, budget):
 
 
 @pytest.mark.parametrize(
-    ("rows", "budget", "expected"), [(10_000, 480.0, (48, 128)), (10_000, None, (256, 1000)), (400, None, (40, 60))]
+    ("rows", "budget", "expected"), [(10_000, 480.0, (40, 96)), (10_000, None, (256, 1000)), (400, None, (40, 60))]
 )
 def test_held_out_rows_are_capped_by_the_time_there_is(rows, budget, expected):
     sizes = split_sizes(rows, budget)
