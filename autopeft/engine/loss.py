@@ -66,16 +66,22 @@ def keeps_logits(model: Any) -> bool:
     return "logits_to_keep" in inspect.signature(type(model).forward).parameters
 
 
-def row_losses(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def row_losses(model: Any, batch: dict[str, Any], trainer: TrainerName) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns each row's summed negative log-likelihood, float32 ``(rows,)``, and its supervised tokens ``(rows,)``.
 
-    Computed as a server computes: no autocast, logits upcast to float32.
+    Computed as a server computes: no autocast, logits upcast to float32; with trl's head without ever building them
+    all, so that scoring a batch takes no more memory than training on it.
     """
     import torch
     from torch.nn import functional
 
-    kept = {"logits_to_keep": batch["logits_to_keep"]} if "logits_to_keep" in batch else {}
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False, **kept).logits
+    inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    if trainer == "trl":
+        outputs = model(**inputs, labels=batch["labels"], use_cache=False, fused_lm_head=True)
+        return -outputs.log_probs.float().sum(1), outputs.label_mask.sum(1)
+    if "logits_to_keep" in batch:
+        inputs["logits_to_keep"] = batch["logits_to_keep"]
+    logits = model(**inputs, use_cache=False).logits
     targets = batch["labels"][:, -logits.shape[1] :][:, 1:]
     mask = targets != IGNORE_INDEX
     token_losses = functional.cross_entropy(logits[:, :-1][mask].float(), targets[mask], reduction="none")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from autopeft.errors import AutoPeftError
@@ -90,7 +90,11 @@ def train_finals(session: Session, saved: SavedSchedule, choice: Choice) -> Fina
     plain, notes = _plain_to_train(session, choice.winner.candidate)
     steps = _steps(session, saved, choice, plain)
     session.enter("final", f"final training: {describe(_priced(session, choice.winner.candidate))}, {steps} steps")
+    # A worker that has trained many candidates holds more memory than a fresh one, and the winner must not die of it.
+    session.runner.refresh()
     winner = _final(session, WINNER, choice.winner.candidate, steps)
+    if winner.status != "complete":
+        winner = _final(session, WINNER, choice.winner.candidate, steps)
     if winner.status != "complete":
         raise AutoPeftError(
             f"the final training of {choice.winner.name} ended as {winner.status} ({winner.error}); "
@@ -120,17 +124,19 @@ def score_tests(
         scores[PLAIN] = score(session, PLAIN, "test", finals.plain)
     ranked = choice.best if len(choice.best) > 1 else ()
     for position, trial in enumerate(ranked):
-        if not _has_time(session, saved, trial.name):
+        if not _has_time(session, saved, trial.name, scores):
             scored = f"{position} of {len(ranked)} methods scored on the test split"
             return scores, (f"{scored}; the others rank by the choose split alone",)
         scores[trial.name] = score(session, trial.name, "test", trial)
     return scores, ()
 
 
-def _has_time(session: Session, saved: SavedSchedule, name: str) -> bool:
+def _has_time(session: Session, saved: SavedSchedule, name: str, scored: Mapping[str, Scores]) -> bool:
+    """Returns whether one more model can be scored, as slowly as the slowest so far."""
     remaining = session.remaining_seconds()
-    scored = session.folder.load_scores(name, "test") is not None
-    return scored or remaining is None or remaining >= saved.calibration.test_seconds
+    if remaining is None or session.folder.load_scores(name, "test") is not None:
+        return True
+    return remaining >= max(saved.calibration.test_seconds, *(scores.seconds for scores in scored.values()))
 
 
 def _completed(trials: Sequence[TrialResult]) -> list[TrialResult]:

@@ -190,6 +190,10 @@ class Runner(Protocol):
         """Scores an adapter or the untouched base on one split."""
         ...
 
+    def refresh(self) -> None:
+        """Lets the next command run in a fresh worker, without what earlier trainings left in memory."""
+        ...
+
     def clock(self) -> float:
         """Returns seconds of a steady clock; a fake's runs as fast as its trials say."""
         ...

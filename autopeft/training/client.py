@@ -32,6 +32,8 @@ from autopeft.units import format_gib
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0
+GROWTH_LIMIT = 1.3
+"""A worker is replaced when its idle memory has grown by this factor since its first training."""
 
 _ERRORS: dict[str, type[AutoPeftError]] = {
     error.__name__: error for error in (DataError, ModelError, InvalidInputError, RunFolderError)
@@ -113,6 +115,13 @@ class WorkerProcess:
             raise WorkerGoneError
         return read_message(line)
 
+    def resident_bytes(self) -> int:
+        """Returns the worker's resident memory now; 0 if it has ended."""
+        try:
+            return int(psutil.Process(self._process.pid).memory_info().rss)
+        except psutil.Error:
+            return 0
+
     def exit_code(self) -> int:
         """Returns the exit code of a worker that has closed its output; kills it if it does not end."""
         try:
@@ -150,6 +159,7 @@ class WorkerRunner:
         self._on_step = on_step
         self._worker: WorkerProcess | None = None
         self._job: Job | None = None
+        self._idle_bytes: int | None = None
 
     def prepare(self, job: Job) -> JobFacts:
         """Starts the worker and lets it load, split and tokenize the data.
@@ -178,6 +188,7 @@ class WorkerRunner:
         if message["kind"] == "error":
             return _unfinished("failed", message["message"], curve, begin)
         outcome = from_dict(message["outcome"], TrainOutcome, "the worker's outcome")
+        self._idle_bytes = self._idle_bytes or worker.resident_bytes()
         if outcome.measured_peak_bytes is None:
             outcome = replace(outcome, measured_peak_bytes=worker.watch.take_peak(), measured_peak_kind="resident")
         return outcome
@@ -198,6 +209,13 @@ class WorkerRunner:
         if message["kind"] != "scores":
             raise _error_of(message, self._log_file)
         return from_dict(message["scores"], Scores, "the worker's scores")
+
+    def refresh(self) -> None:
+        """Ends a worker that holds much more memory than after its first training; the next command starts another."""
+        if self._worker is None or self._idle_bytes is None:
+            return
+        if self._worker.resident_bytes() > GROWTH_LIMIT * self._idle_bytes:
+            self.close()
 
     def clock(self) -> float:
         """Returns seconds of a steady clock."""

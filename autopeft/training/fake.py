@@ -148,6 +148,9 @@ class FakeRunner:
         """Returns the simulated seconds since the runner was made."""
         return self._now_seconds
 
+    def refresh(self) -> None:
+        """Does nothing: there is no worker."""
+
     def close(self) -> None:
         """Does nothing: there is no worker."""
 

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
 from autopeft.engine.loss import row_losses
-from autopeft.specs import Scores
+from autopeft.errors import AutoPeftError
+from autopeft.specs import Candidate, Scores
 from autopeft.training.data import Collator, TokenRow
 
-ROWS_PER_FORWARD = 8
+
+class ScoreError(AutoPeftError):
+    """The held-out loss is no finite number."""
 
 
-def score_rows(model: Any, rows: Sequence[TokenRow], collator: Collator, device: str) -> Scores:
-    """Returns the loss of every row, in the order given; rows of like length share a forward."""
+def score_rows(model: Any, rows: Sequence[TokenRow], collator: Collator, candidate: Candidate, device: str) -> Scores:
+    """Returns the loss of every row, in the order given; rows of like length share a forward.
+
+    A forward takes as many rows as one of the training, whose memory was priced.
+
+    Raises:
+        ScoreError: if the loss is no finite number.
+    """
     import torch
 
     begin = time.monotonic()
@@ -23,16 +33,23 @@ def score_rows(model: Any, rows: Sequence[TokenRow], collator: Collator, device:
     order = sorted(range(len(rows)), key=lambda index: len(rows[index].input_ids))
     losses = [0.0] * len(rows)
     counts = [0] * len(rows)
+    size = candidate.per_device_batch_size
     with torch.inference_mode():
-        for start in range(0, len(order), ROWS_PER_FORWARD):
-            chosen = order[start : start + ROWS_PER_FORWARD]
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
             batch = _on_device(collator([rows[index].columns for index in chosen]), device)
-            row_sums, row_counts = row_losses(model, batch)
+            row_sums, row_counts = row_losses(model, batch, candidate.trainer)
             for index, loss, count in zip(chosen, row_sums.tolist(), row_counts.tolist(), strict=True):
                 losses[index], counts[index] = loss, count
     model.train(was_training)
+    eval_loss = sum(losses) / sum(counts)
+    if not math.isfinite(eval_loss):
+        raise ScoreError(
+            f"the held-out loss became {eval_loss} ({candidate.method}, learning_rate {candidate.learning_rate:g}, "
+            f"{candidate.dtype}); a lower learning rate or a wider dtype gives a number"
+        )
     return Scores(
-        eval_loss=sum(losses) / sum(counts),
+        eval_loss=eval_loss,
         losses=tuple(losses),
         supervised_tokens=tuple(counts),
         seconds=time.monotonic() - begin,

@@ -20,8 +20,10 @@ from autopeft.engine.optimizer import make_optimizer
 from autopeft.engine.source import model_folder
 from autopeft.engine.stack import stack_versions
 from autopeft.engine.step import StepParts
+from autopeft.memory.overhead import ACCELERATOR_CONTEXT_BYTES
 from autopeft.methods import MethodContext, get_method
 from autopeft.specs import (
+    Candidate,
     Job,
     JobFacts,
     RungReport,
@@ -31,7 +33,7 @@ from autopeft.specs import (
     TrainRequest,
 )
 from autopeft.training.data import Collator, TokenData, load_data
-from autopeft.training.scoring import score_rows
+from autopeft.training.scoring import ScoreError, score_rows
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ class Session:
             _reset_peak(self.job.device)
             try:
                 return self._train(request, go_on, on_step, log)
-            except DivergedError as error:
+            except (DivergedError, ScoreError) as error:
                 return _outcome("failed", log, error=str(error))
             except TimeUpError as error:
                 return _outcome("timeout", log, error=str(error))
@@ -101,7 +103,7 @@ class Session:
         """Scores an adapter or the untouched base on one split, loaded afresh as a server would."""
         with _released_memory():
             model = self._load_trained(request)
-            return self._score(model, request.split)
+            return self._score(model, request.split, request.candidate)
 
     def _train(
         self,
@@ -115,7 +117,7 @@ class Session:
         parts = self._parts(request, log)
 
         def at_rung(step: int, train_loss: float) -> bool:
-            scores = self._score(parts.model, "choose")
+            scores = self._score(parts.model, "choose", request.candidate)
             report = _report(step, trainer.tokens, scores, train_loss, watch.train_seconds)
             log.curve.append(report)
             return go_on(report)
@@ -135,7 +137,7 @@ class Session:
             log.train_seconds, log.first_step_seconds = watch.train_seconds, watch.first_step_seconds
             shutil.rmtree(config.output_dir, ignore_errors=True)
         log.details |= parts.method.details(parts.model)
-        scores = self._score(parts.model, "choose")
+        scores = self._score(parts.model, "choose", request.candidate)
         if not watch.pruned:
             log.curve.append(_report(watch.steps_done, trainer.tokens, scores, train_loss, watch.train_seconds))
         folder = self._save(parts.model, request)
@@ -168,17 +170,18 @@ class Session:
 
     def _load_trained(self, request: ScoreRequest) -> Any:
         candidate = request.candidate
-        if request.adapter_folder is None:
-            return load_base(self.folder, candidate, self.job.device)
-        if not get_method(candidate.method).has_adapter:
-            return load_base(Path(request.adapter_folder), candidate, self.job.device)
+        whole = request.adapter_folder is not None and not get_method(candidate.method).has_adapter
+        folder = Path(request.adapter_folder) if whole and request.adapter_folder else self.folder
+        base = load_base(folder, candidate, self.job.device)
+        prepare_loss(base, candidate.trainer)
+        if request.adapter_folder is None or whole:
+            return base
         from peft import PeftModel
 
-        base = load_base(self.folder, candidate, self.job.device)
         return PeftModel.from_pretrained(base, request.adapter_folder)
 
-    def _score(self, model: Any, split: str) -> Scores:
-        return score_rows(model, self.data.splits[split], self._collator(model), self.job.device)
+    def _score(self, model: Any, split: str, candidate: Candidate) -> Scores:
+        return score_rows(model, self.data.splits[split], self._collator(model), candidate, self.job.device)
 
     def _collator(self, model: Any) -> Collator:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -258,8 +261,11 @@ def _limit_cuda_memory(job: Job) -> None:
         return
     import torch
 
-    total = torch.cuda.get_device_properties(job.device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, job.memory_limit_bytes / total), job.device)
+    # By index: torch refuses "cuda" here. The fraction limits the allocator; the context comes on top of it.
+    index = torch.cuda.current_device()
+    total_bytes = torch.cuda.get_device_properties(index).total_memory
+    allocator_bytes = job.memory_limit_bytes - ACCELERATOR_CONTEXT_BYTES
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, allocator_bytes / total_bytes)), index)
 
 
 def _reset_peak(device: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
 from autopeft.engine.loss import IGNORE_INDEX, uses_autocast
@@ -42,6 +43,8 @@ class CandidateTrainer(SFTTrainer):
         self.recent_losses: list[torch.Tensor] = []
         self.train_loss = math.nan
         dataset = Dataset.from_list([row.columns for row in rows])
+        self._lengths = [len(row.input_ids) for row in rows]
+        adapter_dtype_kept = [(parameter, parameter.data) for parameter in parts.model.parameters()]
         super().__init__(
             model=parts.model,
             args=config,
@@ -50,6 +53,9 @@ class CandidateTrainer(SFTTrainer):
             processing_class=tokenizer,
             optimizers=(parts.optimizer, None),
         )
+        # trl stores the adapter of a quantized base in bfloat16, whatever was asked for, and rounds LoftQ's start.
+        for parameter, data in adapter_dtype_kept:
+            parameter.data = data
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -62,6 +68,18 @@ class CandidateTrainer(SFTTrainer):
         loss = forward_loss(self.parts, inputs, num_items_in_batch, self.current_gradient_accumulation_steps)
         self.recent_losses.append(loss.detach())
         return loss
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
+        """Returns the order of the rows: rows of like length share a batch; data and seed decide, nothing else.
+
+        transformers' own sampler draws from torch's global generator, which dropout moves on, so that candidates with
+        and without dropout would see other batches from the second epoch on.
+        """
+        return LengthGroupedSampler(
+            self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            lengths=self._lengths,
+            generator=torch.Generator().manual_seed(self.args.data_seed),
+        )
 
     def bare_model(self) -> Any:
         """Returns the model without what accelerate put around its forward, so that it is scored as it is served."""
@@ -108,7 +126,13 @@ class StepWatch(TrainerCallback):
         self._mark = time.monotonic()
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Calls the method's hook; transformers counts the step only afterwards."""
+        """Calls the method's hook; transformers counts the step only afterwards.
+
+        Not after a step that float16's gradient scaler skipped: its gradients are infinite, and AdaLoRA's running
+        means of them would stay so.
+        """
+        if self._trainer.accelerator.optimizer_step_was_skipped:
+            return
         parts = self._trainer.parts
         parts.method.after_optimizer_step(parts.model, state.global_step + 1, parts.context)
 
@@ -162,9 +186,6 @@ def trainer_config(candidate: Candidate, request: TrainRequest, device: str) -> 
         use_cpu=device == "cpu",
         seed=request.seed,
         data_seed=request.seed,
-        # Rows of like length share a batch; the order depends on the data and the seed alone, so every candidate
-        # sees the same tokens in the same order.
-        train_sampling_strategy="group_by_length",
         max_length=candidate.max_length,
         packing=candidate.packing,
         gradient_checkpointing=False,  # the engine has switched it on where the candidate says so

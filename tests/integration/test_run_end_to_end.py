@@ -173,7 +173,7 @@ def test_kill_9_and_resume_ends_as_an_uninterrupted_run(tiny_model: Path, number
     wait_for_line(tmp_path / "killed", 1)
     workers = psutil.Process(killed.pid).children(recursive=True)
     os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
+    killed.communicate()
     _, alive = psutil.wait_procs(workers, timeout=30)
     assert not alive, "a worker outlived its parent"
     finished = [line["name"] for line in lines_of(tmp_path / "killed")]

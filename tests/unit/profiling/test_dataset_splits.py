@@ -85,10 +85,31 @@ def test_rows_without_a_prompt_are_told_apart_by_their_completion() -> None:
     assert prompt_key(example("", "A")) != prompt_key(example(" ", "B"))
 
 
-def test_the_prompt_of_a_chat_is_all_before_the_last_answer() -> None:
-    start = (("user", "hi"), ("assistant", "hello"))
-    longer = Example(file="f", line=1, messages=(*start, ("user", "more"), ("assistant", "no")))
-    assert prompt_key(longer) == "hi\0hello\0more"
+def chat(*turns: str, system: str | None = None) -> Example:
+    """Returns turns of user and assistant as an example; "!" begins with the assistant."""
+    roles = ("assistant", "user") if turns[0].startswith("!") else ("user", "assistant")
+    messages = tuple((roles[index % 2], turn) for index, turn in enumerate(turns))
+    return Example(file="f", line=1, messages=((("system", system), *messages) if system else messages))
+
+
+def test_the_prompt_of_a_chat_is_all_before_the_first_answer() -> None:
+    assert prompt_key(chat("hi", "hello")) == prompt_key(chat("hi", "hello", "more", "no")) == "hi"
+
+
+def test_a_chat_and_its_continuation_are_never_divided() -> None:
+    begun = [chat(f"question {number}", "yes") for number in range(100)]
+    continued = [chat(f"question {number}", "yes", "why?", "so") for number in range(100)]
+    splits = split_rows([*begun, *continued], choose_rows=40, test_rows=40, seed=0)
+    # Row n is continued by row n + 100.
+    for rows in splits.values():
+        assert {index % 100 for index in rows if index < 100} == {index % 100 for index in rows if index >= 100}
+
+
+@pytest.mark.parametrize("system", [None, "Be kind."])
+def test_a_greeting_before_the_first_question_does_not_make_all_chats_one(system: str | None) -> None:
+    first, second = (chat("!welcome", question, "yes", system=system) for question in ("who", "what"))
+    assert prompt_key(first) != prompt_key(second)
+    assert prompt_key(first) == prompt_key(chat("!welcome", "who", "yes", "why", "so", system=system))
 
 
 def test_more_held_out_rows_than_there_are_is_an_error() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from autopeft.recommend import recommend
@@ -89,6 +91,12 @@ def make_plan(*methods: str, rows: int = 400) -> Recommendation:
 def plan() -> Recommendation:
     """The plan over all methods that are searched by default."""
     return make_plan()
+
+
+@pytest.fixture(scope="session")
+def plan_of() -> Callable[[int], Recommendation]:
+    """Makes the plan over two methods for so many rows."""
+    return lambda rows: make_plan("lora", "dora", rows=rows)
 
 
 @pytest.fixture(scope="session")

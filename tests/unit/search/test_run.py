@@ -263,6 +263,39 @@ def test_what_does_not_fit_is_not_started_and_an_exhausted_space_ends_the_search
     assert all(trial.params["r"] == 64 for trial in infeasible)
 
 
+class _CutRunner(FakeRunner):
+    """Says that its rows were cut."""
+
+    def prepare(self, job):
+        return dataclasses.replace(
+            super().prepare(job), dropped_rows=1, truncated_rows=7, lost_supervised_tokens=50
+        )
+
+
+def test_cut_rows_are_told_at_once_and_kept_in_the_manifest(tmp_path, two_method_plan):
+    events, settings = [], RunSettings(trials=2)
+    runner = _CutRunner(FakeWorld())
+    with RunFolder.create(tmp_path / "run", two_method_plan, settings) as folder:
+        verdict = run_search(two_method_plan, settings, folder, runner, on_event=events.append)
+        manifest = folder.load_manifest()
+    prepared = next(event for event in events if event.kind == "prepared")
+    assert "max_length cut 7 rows" in prepared.message
+    assert "1 row without any was dropped" in prepared.message
+    expected = {"dropped_rows": 1, "truncated_rows": 7, "lost_supervised_tokens": 50}
+    assert expected.items() <= prepared.data.items()
+    assert manifest["truncation"] == expected
+    assert any("max_length cut 7 rows" in caveat for caveat in verdict.caveats)
+
+
+def test_a_plan_and_its_run_agree_on_the_steps_of_a_full_training(tmp_path, plan_of):
+    for rows in (400, 1200, 12_000):
+        plan = plan_of(rows)
+        world = FakeWorld.of_plan(plan)
+        _, results, _, _ = _search(tmp_path / str(rows), plan, RunSettings(trials=2), world)
+        final = next(result for result in results if result.stage == "final")
+        assert final.steps == plan.candidates[0].steps
+
+
 def test_optuna_keeps_quiet_and_its_verbosity_is_left_as_it_was(tmp_path, two_method_plan, capfd):
     optuna.logging.set_verbosity(optuna.logging.INFO)
     try:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from autopeft.search import statistics
-from autopeft.search.statistics import paired_comparison, student_quantile
+from autopeft.search.statistics import fewest_rows, paired_comparison, student_quantile
 from autopeft.specs import Scores
 
 
@@ -55,6 +55,29 @@ def test_with_five_equal_methods_a_difference_is_declared_in_at_most_5_of_100_se
         declared += any(comparison.significant for comparison in compare)
     # At most 5 % is 10 of 200, plus two standard deviations of the simulation (3.1 each).
     assert declared <= 16
+
+
+@pytest.mark.usefixtures("_fewer_resamples")
+@pytest.mark.parametrize(("rows", "comparisons"), [(2, 1), (3, 1), (5, 1), (7, 5)])
+def test_so_few_rows_that_signs_alone_cannot_tell_never_show_a_difference(rows, comparisons):
+    # Sign test: 2 * 0.5**5 = 0.0625 > 0.05, and 2 * 0.5**7 = 0.0156 > 0.05 / 5.
+    generator = np.random.default_rng(rows)
+    found = [
+        paired_comparison(("a", "b"), *_equal_models(generator, rows), comparisons=comparisons, seed=trial)
+        for trial in range(200)
+    ]
+    assert any(comparison.low > 0 or comparison.high < 0 for comparison in found)
+    assert not any(comparison.significant for comparison in found)
+
+
+@pytest.mark.parametrize(("comparisons", "rows"), [(1, 6), (2, 7), (5, 8), (6, 8)])
+def test_the_fewest_rows_are_those_of_the_sign_test(comparisons, rows):
+    assert fewest_rows(comparisons) == rows
+    # All rows better by as much: the clearest difference that so many rows can show.
+    worse, better = (_scores(np.full(rows, loss), np.ones(rows)) for loss in (2.0, 1.0))
+    assert paired_comparison(("b", "w"), better, worse, comparisons=comparisons).significant
+    worse, better = (_scores(np.full(rows - 1, loss), np.ones(rows - 1)) for loss in (2.0, 1.0))
+    assert not paired_comparison(("b", "w"), better, worse, comparisons=comparisons).significant
 
 
 def test_a_true_difference_of_three_standard_errors_is_found():

@@ -10,7 +10,7 @@ import pytest
 from autopeft.search.finals import PLAIN, WINNER, Choice, Finals
 from autopeft.search.prepare import UNTOUCHED
 from autopeft.search.verdict import Evidence, make_verdict
-from autopeft.specs import Candidate, Scores, TrialResult
+from autopeft.specs import Candidate, JobFacts, Scores, TrialResult
 
 ROWS = 200
 TOKENS = 20
@@ -51,6 +51,15 @@ def _trial(number: int, method: str, loss: float | None, status="complete") -> T
     )
 
 
+FACTS = JobFacts(
+    rows={"train": 800, "choose": 50, "test": 200},
+    tokens={"train": 32000, "choose": 2000, "test": 8000},
+    supervised_tokens={"train": 16000, "choose": 1000, "test": 4000},
+    dropped_rows=0,
+    versions={},
+    device_name="toy",
+    split_hash="0",
+)
 DORA, LORA = _trial(0, "dora", 0.95), _trial(1, "lora", 1.00)
 
 
@@ -71,7 +80,17 @@ def _evidence(base: float, winner: float, plain: float, dora: float = 0.95, lora
         seconds=100.0,
         phases=(),
         seed=1,
+        facts=FACTS,
     )
+
+
+def _with_rows(evidence: Evidence, rows: int) -> Evidence:
+    def first(scores: Scores) -> Scores:
+        return dataclasses.replace(
+            scores, losses=scores.losses[:rows], supervised_tokens=scores.supervised_tokens[:rows]
+        )
+
+    return dataclasses.replace(evidence, tests={name: first(scores) for name, scores in evidence.tests.items()})
 
 
 def test_a_clear_winner_is_called_one_with_its_figures():
@@ -157,3 +176,29 @@ def test_caveats_name_the_seed_the_looks_and_methods_without_a_result():
 def test_simulated_figures_are_named_first(dry_run):
     evidence = dataclasses.replace(_evidence(base=1.5, winner=0.9, plain=1.0), dry_run=dry_run)
     assert ("SIMULATED" in make_verdict(evidence).caveats[0]) is dry_run
+
+
+# Three comparisons: 2 * 0.5**6 = 0.031 > 0.05 / 3 = 0.0167 >= 2 * 0.5**7 = 0.0156.
+@pytest.mark.parametrize(("rows", "enough"), [(2, False), (6, False), (7, True)])
+def test_too_few_test_rows_show_nothing_and_the_verdict_says_so(rows, enough):
+    verdict = make_verdict(_with_rows(_evidence(base=9.0, winner=0.9, plain=5.0, dora=0.9, lora=5.0), rows))
+    assert verdict.significant is enough
+    assert all(comparison.significant is enough for comparison in verdict.comparisons)
+    expected = f"{rows} test rows are too few to show any difference: 3 comparisons need at least 7"
+    assert any(caveat.startswith(expected) for caveat in verdict.caveats) is not enough
+
+
+# 21,000 supervised tokens are left: 105 lost are 0.4975 % of all, 106 are 0.502 %.
+@pytest.mark.parametrize(
+    ("dropped", "lost", "said"),
+    [
+        (0, 105, None),
+        (0, 106, "max_length cut 9 rows and with them 0.5 % of the supervised tokens"),
+        (1, 40, "max_length cut 9 rows and with them 0.2 % of the supervised tokens; 1 row"),
+    ],
+)
+def test_what_truncation_took_is_a_caveat_where_it_can_matter(dropped, lost, said):
+    facts = dataclasses.replace(FACTS, dropped_rows=dropped, truncated_rows=9, lost_supervised_tokens=lost)
+    evidence = dataclasses.replace(_evidence(base=1.5, winner=0.9, plain=1.0), facts=facts)
+    caveats = [caveat for caveat in make_verdict(evidence).caveats if "max_length" in caveat]
+    assert caveats == [] if said is None else caveats[0].startswith(said)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -274,3 +275,67 @@ def test_a_worker_sees_one_gpu_alone(given: dict[str, str], device: str, expecte
 
 def test_the_users_thread_settings_stand() -> None:
     assert worker_environment({"OMP_WAIT_POLICY": "ACTIVE"}, "cpu")["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_the_adapter_of_a_quantized_base_is_trained_and_saved_in_the_dtype_that_was_asked_for(
+    runner: WorkerRunner, request_for: Callable[..., TrainRequest]
+) -> None:
+    """trl would store it in bfloat16."""
+    from safetensors.torch import load_file
+
+    candidate = replace(LORA, method="loftq", quantization="nf4", double_quantization=True, dtype="bfloat16")
+    outcome = runner.train(request_for(candidate, steps=3), always)
+    assert outcome.status == "complete", outcome.error
+    saved = load_file(Path(str(outcome.adapter_folder)) / "adapter_model.safetensors")
+    assert {str(tensor.dtype) for tensor in saved.values()} == {"torch.float32"}
+
+
+def test_a_held_out_loss_that_is_no_number_is_a_failed_training(
+    runner: WorkerRunner, request_for: Callable[..., TrainRequest]
+) -> None:
+    full = replace(LORA, method="full", r=None, lora_alpha=None, target_modules=(), adapter_dtype=None)
+    outcome = runner.train(request_for(replace(full, learning_rate=1e30), steps=2), always)
+    assert outcome.status == "failed"
+    assert outcome.error is not None
+    assert "held-out loss became nan" in outcome.error
+
+
+def test_dropout_does_not_change_the_order_of_the_rows(
+    runner: WorkerRunner, request_for: Callable[..., TrainRequest]
+) -> None:
+    """150 rows, 19 steps an epoch: the rungs lie in three epochs."""
+    rungs = tuple(range(1, 50, 4))
+    plain = runner.train(request_for(LORA, steps=52, rungs=rungs, name="plain"), always)
+    dropping = runner.train(request_for(replace(LORA, lora_dropout=0.3), steps=52, rungs=rungs, name="drop"), always)
+    assert [report.tokens for report in plain.curve] == [report.tokens for report in dropping.curve]
+
+
+@pytest.mark.parametrize("candidate", [LORA, replace(LORA, quantization="nf4")], ids=["16-bit", "nf4"])
+def test_both_losses_score_alike(
+    runner: WorkerRunner, request_for: Callable[..., TrainRequest], candidate: Candidate
+) -> None:
+    fused = replace(candidate, trainer="trl")
+    scores = [
+        runner.score(ScoreRequest(name="base", split="choose", candidate=each, adapter_folder=None))
+        for each in (candidate, fused)
+    ]
+    assert scores[0].losses == pytest.approx(scores[1].losses, rel=1e-3)
+    trained = runner.train(request_for(fused, steps=5), always)
+    assert trained.status == "complete", trained.error
+
+
+def test_the_memory_limit_of_a_gpu_is_given_by_its_index(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch refuses the device "cuda" without an index; this machine stands in for one GPU of 24 GiB."""
+    import torch
+
+    from autopeft.training.session import _limit_cuda_memory
+
+    limits = []
+    monkeypatch.setattr("torch.cuda.memory._lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=24 * 2**30))
+    monkeypatch.setattr(
+        torch._C, "_cuda_setMemoryFraction", lambda fraction, index: limits.append((fraction, index)), raising=False
+    )
+    _limit_cuda_memory(replace(job, device="cuda", memory_limit_bytes=12 * 2**30 + 2**29))
+    assert limits == [(0.5, 0)]
