@@ -29,7 +29,7 @@ def parse_bytes(text: str) -> int:
     """Returns the bytes that a text such as ``16GiB``, ``24GB`` or ``8589934592`` means (GiB = 2^30, GB = 10^9).
 
     Raises:
-        InvalidInputError: if the text is no size, or the size is not positive.
+        InvalidInputError: if the text is no size, or the size is below 1 MiB, where a unit was forgotten.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].lower() not in _BYTES:
@@ -39,6 +39,8 @@ def parse_bytes(text: str) -> int:
     size = int(float(match[1]) * _BYTES[match[2].lower()])
     if size <= 0:
         raise InvalidInputError(f"a memory size must be positive, not {text!r}")
+    if size < MIB:
+        raise InvalidInputError(f"the memory size {text!r} is only {size} bytes; did you mean {match[1]}GiB?")
     return size
 
 

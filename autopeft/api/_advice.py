@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,8 @@ def suggest(
     profile = load_hardware(inputs.hardware)
     spec = load_model(inputs.model)
     dataset = profile_dataset(inputs.data, model=spec, columns=inputs.columns, seed=seed)
+    # A plan may be run from another folder than it was made in.
+    dataset = replace(dataset, files=tuple(str(Path(file).absolute()) for file in dataset.files))
     plan = recommend(profile, spec, dataset, inputs, seed=seed)
     return _traced(plan, trace) if trace else plan
 
@@ -188,10 +191,13 @@ def as_names(names: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _traced(plan: Recommendation, count: int) -> Recommendation:
-    from autopeft.memory.trace import trace_memory
+    from autopeft.memory.quiet import quiet_libraries
     from autopeft.recommend import price_best
 
-    return price_best(plan, count, trace_memory)
+    with quiet_libraries():
+        from autopeft.memory.trace import trace_memory
+
+        return price_best(plan, count, trace_memory)
 
 
 def _refuse_method_options(adapter: Mapping[str, Any]) -> None:
@@ -203,4 +209,4 @@ def _refuse_method_options(adapter: Mapping[str, Any]) -> None:
 def _budget_bytes(budget: int | str | None) -> int | None:
     if isinstance(budget, int) and budget <= 0:
         raise InvalidInputError(f"a memory budget must be a positive number of bytes, not {budget}")
-    return parse_bytes(budget) if isinstance(budget, str) else budget
+    return None if budget is None else parse_bytes(str(budget))

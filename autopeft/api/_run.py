@@ -177,6 +177,12 @@ def _same_device(planned: HardwareProfile, present: HardwareProfile) -> bool:
 def _refuse_changed_data(plan: Recommendation) -> None:
     from autopeft.profiling.dataset import hash_files
 
+    missing = next((file for file in plan.data.files if not Path(file).exists()), None)
+    if missing is not None:
+        raise DataError(
+            f"the plan names the data {missing}, which is not there; was it moved? make a new plan: "
+            "autopeft suggest ... -o plan.json"
+        )
     found = hash_files(plan.data.files)
     if found != plan.data.content_hash:
         raise RunFolderError(
@@ -237,8 +243,8 @@ def _search(
         try:
             run_search(plan, settings, folder, runner, on_event=on_event or _ignore)
         except BaseException as error:
-            _clear_up(plan, folder, runner)
             shown = _error_to_show(error, folder)
+            _clear_up(plan, folder, runner, withdraw=shown is error and folder.may_be_withdrawn())
             if shown is error:
                 raise
             raise shown from error
@@ -247,9 +253,17 @@ def _search(
         return _report_of(folder)
 
 
-def _clear_up(plan: Recommendation, folder: RunFolder, runner: Runner) -> None:
-    """Ends the worker and reports what there is; its own errors are logged, for they must not hide the real one."""
-    for what, action in (("end the worker", runner.close), ("report", lambda: _write_reports(plan, folder))):
+def _clear_up(plan: Recommendation, folder: RunFolder, runner: Runner, *, withdraw: bool) -> None:
+    """Ends the worker and reports what there is; its own errors are logged, for they must not hide the real one.
+
+    A run that failed before there was anything to go on with is withdrawn instead, and its folder is free again.
+    """
+
+    def report() -> None:
+        _write_reports(plan, folder)
+
+    last = ("give its folder free", folder.withdraw) if withdraw else ("report", report)
+    for what, action in (("end the worker", runner.close), last):
         try:
             action()
         except Exception as error:

@@ -122,11 +122,21 @@ def estimate_explicit(
     if saved is not None and (trace or needs_trace):
         candidate = replace(candidate, options={**candidate.options, "peft_config": saved.text})
     if not (trace or needs_trace):
-        return estimate_memory(candidate, model, device, sequence_length=candidate.max_length)
-    from autopeft.memory.trace import trace_memory
+        estimate = estimate_memory(candidate, model, device, sequence_length=candidate.max_length)
+    else:
+        estimate = _traced(candidate, model, device, saved)
+    notes = (*_notes_on(saved, trace), *_unsupported(candidate, model, device))
+    return replace(estimate, assumptions=(*notes, *estimate.assumptions))
+
+
+def _traced(candidate: Candidate, model: ModelSpec, device: Device, saved: SavedConfig | None) -> MemoryEstimate:
+    from autopeft.memory.quiet import quiet_libraries
 
     try:
-        estimate = trace_memory(candidate, model, device, sequence_length=candidate.max_length)
+        with quiet_libraries():
+            from autopeft.memory.trace import trace_memory
+
+            return trace_memory(candidate, model, device, sequence_length=candidate.max_length)
     except AutoPeftError:
         raise
     except Exception as error:
@@ -137,7 +147,22 @@ def estimate_explicit(
         raise InvalidInputError(
             f"{saved.name} cannot be traced with peft's {saved.peft_type} adapter ({why})"
         ) from error
-    return replace(estimate, assumptions=(*_notes_on(saved, trace), *estimate.assumptions))
+
+
+def _unsupported(candidate: Candidate, model: ModelSpec, device: Device) -> tuple[str, ...]:
+    """Returns what the figures take for granted although this device or model does not offer it."""
+    notes = []
+    if candidate.dtype == "bfloat16" and not device.supports_bfloat16:
+        instead = "float16" if device.supports_float16 else "float32"
+        notes.append(f"{device.name} does not support bfloat16; use --dtype {instead}")
+    if candidate.dtype == "float16" and not device.supports_float16:
+        notes.append(f"{device.name} does not support float16; use --dtype float32")
+    if candidate.attention == "flash_attention_2" and not device.supports_flash_attention:
+        notes.append(f"{device.name} does not support flash attention; use --attention sdpa")
+    limit = model.context_length
+    if limit is not None and candidate.max_length > limit:
+        notes.append(f"rows of {candidate.max_length} tokens are longer than the {limit} that {model.id} reads")
+    return tuple(notes)
 
 
 def _notes_on(saved: SavedConfig | None, trace: bool) -> tuple[str, ...]:
@@ -199,7 +224,9 @@ def _adapter_settings(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def _without_initial_values(content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the configuration without what needs data, weights or a finished training to be built."""
-    plain = {key: value for key, value in content.items() if key not in INITIALIZATION_KEYS}
+    # peft looks for the named base, which a trace does not read.
+    ignored = (*INITIALIZATION_KEYS, "base_model_name_or_path")
+    plain = {key: value for key, value in content.items() if key not in ignored}
     if content["peft_type"].upper() == "ADALORA":
         # The result of a training: which of the init_r ranks are masked. They take memory all the same.
         plain.pop("rank_pattern", None)

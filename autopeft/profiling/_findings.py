@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autopeft.profiling._formats import Example
+from autopeft.profiling._readers import FoundFiles
 from autopeft.profiling._tokens import UTF8_BYTES_PER_TOKEN, CountedRow, Counter
 from autopeft.specs.data import Finding
 from autopeft.specs.model import ModelSpec
@@ -26,10 +27,13 @@ def find_problems(
     counted: Sequence[tuple[Example, CountedRow]],
     counter: Counter,
     model: ModelSpec | None,
+    files: FoundFiles,
 ) -> tuple[Finding, ...]:
     """Returns the findings on a data set, worst first; ``counted`` holds the rows whose tokens were counted."""
     learnt = [_learnt_text(example) for example in examples]
     found = [
+        _held_out_left_out(files),
+        _held_out_kept(examples, files),
         _duplicates(examples),
         _empty_completions(examples, learnt),
         _constant_completion(examples, learnt),
@@ -57,6 +61,36 @@ def label_counts(examples: Sequence[Example]) -> dict[str, int]:
     """Returns label -> rows, the most frequent first."""
     tally = Tally(example.label for example in examples if example.label is not None)
     return dict(sorted(tally.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _held_out_left_out(files: FoundFiles) -> Finding | None:
+    if not files.left_out:
+        return None
+    return Finding(
+        code="held-out-files-left-out",
+        severity="warning",
+        message=f"{len(files.left_out)} of the folder's files are not used, for others are named after a train split",
+        count=0,
+        examples=_inside(files.folder, files.left_out),
+        advice="a run holds out rows of the train files by itself; name one file to use it alone",
+    )
+
+
+def _held_out_kept(examples: Sequence[Example], files: FoundFiles) -> Finding | None:
+    if not files.doubtful:
+        return None
+    return Finding(
+        code="held-out-files-kept",
+        severity="warning",
+        message=f"{len(files.doubtful)} of the files used are named like held-out data, and will be trained on",
+        count=sum(example.file in files.doubtful for example in examples),
+        examples=_inside(files.folder, files.doubtful),
+        advice="put them elsewhere, or name the file to train on",
+    )
+
+
+def _inside(folder: str, files: Sequence[str]) -> tuple[str, ...]:
+    return tuple(Path(file).relative_to(folder).as_posix() for file in files[:_SHOWN])
 
 
 def _duplicates(examples: Sequence[Example]) -> Finding | None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from autopeft.errors import DataError
+from autopeft.profiling._split_names import divide_files, split_of
 
 _LONGEST_CSV_FIELD = 2**31 - 1  # the csv module's own default, 131,072 characters, refuses long documents
 
@@ -39,10 +40,33 @@ class Row:
         return f"{self.file}:{self.number}" if self.unit == "line" else f"{self.file}, row {self.number}"
 
 
-def list_files(source: str) -> tuple[str, ...]:
-    """Returns the data files behind ``source``: a file, a folder (all its data files, sorted) or a hub data set id.
+@dataclass(frozen=True, slots=True)
+class FoundFiles:
+    """The data files behind a source.
 
-    A folder is searched with its subfolders, hidden ones left out, and must hold one kind of data file.
+    Attributes:
+        used: the files to read, in order.
+        left_out: files of the same folder that are held out by their names.
+        doubtful: files among those used that are named like held-out data.
+        folder: the folder that was searched; empty without one.
+    """
+
+    used: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+    doubtful: tuple[str, ...] = ()
+    folder: str = ""
+
+
+def list_files(source: str) -> tuple[str, ...]:
+    """Returns the data files that ``find_files`` uses."""
+    return find_files(source).used
+
+
+def find_files(source: str) -> FoundFiles:
+    """Returns the data files behind ``source``: a file, a folder (its data files, sorted) or a hub data set id.
+
+    A folder is searched with its subfolders, hidden ones left out, and must hold one kind of data file. Where names
+    tell train files from held-out ones, only the train files are used.
 
     Raises:
         DataError: if there is no such file, folder or hub data set, or nothing readable in it.
@@ -52,7 +76,7 @@ def list_files(source: str) -> tuple[str, ...]:
         return _files_of_folder(path)
     if path.is_file():
         _reader_of(str(path))
-        return (str(path),)
+        return FoundFiles((str(path),))
     if not _may_be_hub_id(source):
         raise DataError(
             f"no data file or folder {source!r}; looked in {Path.cwd()}. "
@@ -60,7 +84,7 @@ def list_files(source: str) -> tuple[str, ...]:
         )
     from autopeft.profiling._hub import download_dataset
 
-    return download_dataset(source)
+    return FoundFiles(download_dataset(source))
 
 
 def hash_files(files: Iterable[str]) -> str:
@@ -106,10 +130,10 @@ def _may_be_hub_id(source: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source) is not None and kind_of(source) is None
 
 
-def _files_of_folder(folder: Path) -> tuple[str, ...]:
+def _files_of_folder(folder: Path) -> FoundFiles:
     inside = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     visible = (path for path in inside if not any(part.startswith(".") for part in path.parts))
-    names = sorted(str(path) for path in visible if kind_of(str(path)))
+    names, left_out = divide_files(sorted(str(path) for path in visible if kind_of(str(path))))
     kinds: dict[str, str] = {}
     for name in names:
         kinds.setdefault(str(kind_of(name)), name)
@@ -120,7 +144,10 @@ def _files_of_folder(folder: Path) -> tuple[str, ...]:
         raise DataError(
             f"folder {str(folder)!r} mixes kinds of data files: {found}; name one file, or a folder of one kind"
         )
-    return tuple(str(folder / name) for name in names)
+    # By a name alone, without train files beside it, a held-out file may be all there is to train on.
+    doubtful = [name for name in names if split_of(name) == "held-out"]
+    used, unused, unsure = (tuple(str(folder / name) for name in some) for some in (names, left_out, doubtful))
+    return FoundFiles(used, unused, unsure, str(folder))
 
 
 def _read_json_lines(file: str) -> Iterator[Row]:

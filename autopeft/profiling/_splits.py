@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from autopeft.errors import DataError
-from autopeft.profiling._formats import Example
+from autopeft.profiling._formats import Example, Message
 
 
 def split_rows(
@@ -34,16 +34,27 @@ def split_rows(
 
 
 def prompt_key(example: Example) -> str:
-    """Returns what two rows share that must not be divided: all that comes before the last supervised turn.
+    """Returns what two rows share that must not be divided: all that comes before the first answer.
 
+    A chat and its continuation thus stay together, for the loss counts on the first answer in both. The first answer
+    is the first supervised turn that follows a question: a greeting that opens every chat must not make them all one.
     Rows without a prompt are told apart by their whole content.
     """
     if example.text is not None:
         return _normalized(example.text)
+    prompt = _joined(example.messages[: _first_answer(example)])
+    return prompt if prompt.strip("\0") else _joined(example.messages)
+
+
+def _first_answer(example: Example) -> int:
+    """Returns its index; that of the first supervised turn where no question precedes any."""
     turns = example.supervised_turns
-    before = example.messages[: turns[-1]] if turns else example.messages
-    prompt = "\0".join(_normalized(content) for _, content in before)
-    return prompt if prompt.strip("\0") else "\0".join(_normalized(content) for _, content in example.messages)
+    answers = [turn for turn in turns if any(role == "user" for role, _ in example.messages[:turn])]
+    return next(iter([*answers, *turns]), len(example.messages))
+
+
+def _joined(messages: Sequence[Message]) -> str:
+    return "\0".join(_normalized(content) for _, content in messages)
 
 
 def _groups(examples: Sequence[Example], seed: int) -> list[list[int]]:

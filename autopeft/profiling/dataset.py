@@ -12,7 +12,7 @@ from typing import Literal
 from autopeft.errors import DataError
 from autopeft.profiling._findings import duplicate_pairs, find_problems, label_counts
 from autopeft.profiling._formats import Example, Message, detect_format, examples_from_rows
-from autopeft.profiling._readers import Row, hash_files, iter_rows, list_files
+from autopeft.profiling._readers import Row, find_files, hash_files, iter_rows, list_files
 from autopeft.profiling._splits import split_rows
 from autopeft.profiling._tokens import CountedRow, Counter, counter_for
 from autopeft.specs.data import DataFormat, DatasetProfile, TruncationPoint
@@ -78,7 +78,8 @@ def profile_dataset(
     """
     if sample_rows < 1:
         raise ValueError(f"sample_rows must be at least 1, but is {sample_rows}")
-    files = list_files(source)
+    found = find_files(source)
+    files = found.used
     data_format, found_columns, examples = _load(files, columns)
     counter = counter_for(model)
     lengths = _count(examples, counter, sample_rows, seed)
@@ -103,7 +104,7 @@ def profile_dataset(
         truncation=_truncation(lengths, _max_lengths(context_length, max_tokens)),
         duplicate_count=len(duplicate_pairs(examples)),
         label_counts=label_counts(examples),
-        findings=find_problems(examples, lengths.counted, counter, model),
+        findings=find_problems(examples, lengths.counted, counter, model, found),
     )
 
 

@@ -14,8 +14,9 @@ MEDIUM_ROWS = 10_000
 """Where effective batch and epochs change; habits of the field, not fitted."""
 
 MAX_SUPERVISED_LOSS = 0.005
-TRAINING_SHARE = 0.8
-"""Share of the rows that are trained on; the others choose and test."""
+CHOOSE_SHARE, CHOOSE_LIMIT = 0.10, 256
+TEST_SHARE, TEST_LIMIT = 0.15, 1_000
+"""Share of the rows that choose and that test, and how many at most; the others are trained on."""
 
 LENGTH_MULTIPLE = 8
 SHORT_TRAINING_STEPS = 100
@@ -56,12 +57,13 @@ def advise(model: ModelSpec, data: DatasetProfile, inputs: PlanInputs) -> Advice
     max_length, length_reason = advised_max_length(model, data, inputs.max_length)
     sequence_length, sequence_reason = priced_length(data, max_length)
     batch, batch_reason = advised_batch(data.example_count, inputs.effective_batch_size)
-    training_rows = max(1, int(TRAINING_SHARE * data.example_count))
-    epochs = 3 if data.example_count < SMALL_ROWS else 2 if data.example_count < MEDIUM_ROWS else 1
-    steps = math.ceil(epochs * training_rows / batch)
+    sizes = advised_split_sizes(data.example_count)
+    training_rows = max(1, data.example_count - sizes.choose_rows - sizes.test_rows)
+    epochs = advised_epochs(data.example_count)
+    steps = epochs * steps_per_epoch(training_rows, batch)
     warmup = 0.1 if steps < SHORT_TRAINING_STEPS else 0.05
     steps_reason = (
-        f"{epochs} epoch{'s' if epochs > 1 else ''} over {training_rows} training rows ({TRAINING_SHARE:.0%} of "
+        f"{epochs} epoch{'s' if epochs > 1 else ''} over {training_rows} training rows (of "
         f"{data.example_count}; the others choose and test) are {steps} steps, {warmup:.0%} of them warm-up"
     )
     return Advice(
@@ -74,6 +76,32 @@ def advise(model: ModelSpec, data: DatasetProfile, inputs: PlanInputs) -> Advice
         warmup_ratio=warmup,
         reasons=(length_reason, sequence_reason, batch_reason, steps_reason),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitSizes:
+    """Rows held out for choosing and for the final figures."""
+
+    choose_rows: int
+    test_rows: int
+
+
+def advised_split_sizes(rows: int) -> SplitSizes:
+    """Returns how many of so many rows are held out where time is no limit; the search holds out the same."""
+    return SplitSizes(
+        choose_rows=max(2, min(round(CHOOSE_SHARE * rows), CHOOSE_LIMIT)),
+        test_rows=max(2, min(round(TEST_SHARE * rows), TEST_LIMIT)),
+    )
+
+
+def advised_epochs(rows: int) -> int:
+    """Returns the epochs of a full training, by all rows of the data set; the search trains as many."""
+    return 3 if rows < SMALL_ROWS else 2 if rows < MEDIUM_ROWS else 1
+
+
+def steps_per_epoch(training_rows: int, effective_batch_size: int) -> int:
+    """Returns the optimizer steps over the training rows; the last one of an epoch may have fewer rows."""
+    return max(1, math.ceil(training_rows / effective_batch_size))
 
 
 def advised_max_length(model: ModelSpec, data: DatasetProfile, wanted: int | None) -> tuple[int, str]:

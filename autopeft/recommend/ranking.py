@@ -68,6 +68,7 @@ def recommend(
             (ranked if isinstance(answer, RankedCandidate) else rejected).append(answer)  # type: ignore[arg-type]
     if not ranked:
         raise NothingFitsError(shortage_text(factory, rejected))
+    rejected += _not_asked_for(inputs.methods)
     recipe = factory.price(plain_lora(factory))
     return Recommendation(
         seed=seed,
@@ -80,6 +81,13 @@ def recommend(
         baselines=_baselines(recipe),
         notes=_notes(factory, recipe),
     )
+
+
+def _not_asked_for(asked: tuple[str, ...]) -> list[RejectedCandidate]:
+    """Returns the methods that the user left out, so that a plan speaks of every known method."""
+    reason = f"not asked for (--method {', '.join(dict.fromkeys(asked))})"
+    left_out = [name for name in method_names() if name not in asked] if asked else []
+    return [RejectedCandidate(method=name, variant="all", reason=reason) for name in left_out]
 
 
 def best_of_variant(

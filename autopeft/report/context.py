@@ -27,9 +27,17 @@ def rejected_section(record: RunRecord) -> Section:
         columns=("name", "method", "status", "error"),
         rows=text_rows((t.name, t.candidate.method, t.status, t.error or "no error text is recorded") for t in broken),
     )
-    tables = tuple(table for table in (rejected, failures) if table.rows)
+    tables = tuple(table for table in (rejected, _not_tried(record), failures) if table.rows)
     paragraphs = () if tables else ("Nothing was rejected and no training failed.",)
     return Section(anchor="rejected", title="Rejected, and why", paragraphs=paragraphs, tables=tables)
+
+
+def _not_tried(record: RunRecord) -> Table:
+    """Returns the planned candidates that no training had, as far as the manifest knows why."""
+    tried = {(trial.candidate.method, trial.candidate.quantization) for trial in record.trials}
+    planned = [(entry["method"], entry["variant"], entry["reason"]) for entry in record.manifest.get("not_tried", ())]
+    rows = text_rows(entry for entry in planned if entry[:2] not in tried)
+    return Table(caption="Planned but not tried", columns=("method", "base", "why"), rows=rows)
 
 
 def data_section(record: RunRecord) -> Section:

@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 
 from autopeft.errors import AutoPeftError, RunFolderError
+from autopeft.recommend.advice import SplitSizes, advised_epochs, steps_per_epoch
 from autopeft.resources import cache_folder
 from autopeft.search.durable import read_json, write_json
 from autopeft.search.schedule import (
     MARGIN_SHARE,
     Calibration,
     Schedule,
-    SplitSizes,
     Task,
     latest_start_seconds,
     make_schedule,
@@ -66,11 +66,37 @@ def prepare(session: Session) -> None:
     _check_splits(session, facts)
     session.facts = facts
     write_json(session.folder.splits, {"job": to_dict(job), "facts": to_dict(facts)})
+    truncation = {
+        "dropped_rows": facts.dropped_rows,
+        "truncated_rows": facts.truncated_rows,
+        "lost_supervised_tokens": facts.lost_supervised_tokens,
+    }
     session.folder.update_manifest(
-        versions=facts.versions, rows=facts.rows, split_hash=facts.split_hash, device_name=facts.device_name
+        versions=facts.versions,
+        rows=facts.rows,
+        split_hash=facts.split_hash,
+        device_name=facts.device_name,
+        truncation=truncation,
     )
-    rows = ", ".join(f"{count} {split}" for split, count in facts.rows.items())
-    session.emit("prepared", f"rows: {rows}", rows=facts.rows, tokens=facts.tokens, device=facts.device_name)
+    rows = "rows: " + ", ".join(f"{count} {split}" for split, count in facts.rows.items())
+    message = "; ".join(part for part in (rows, truncation_sentence(facts)) if part)
+    session.emit("prepared", message, rows=facts.rows, tokens=facts.tokens, device=facts.device_name, **truncation)
+
+
+def truncation_sentence(facts: JobFacts) -> str:
+    """Returns what truncation took from the data; empty if it took nothing."""
+    cut, dropped = facts.truncated_rows, facts.dropped_rows
+    lost = f"{100 * lost_share(facts):.1f} % of the supervised tokens"
+    parts = [f"max_length cut {_rows(cut)} and with them {lost}"] if cut else []
+    if dropped:
+        parts.append(f"{_rows(dropped)} without a supervised token left {'was' if dropped == 1 else 'were'} dropped")
+    return "; ".join(parts)
+
+
+def lost_share(facts: JobFacts) -> float:
+    """Returns the share of the supervised tokens that truncation took."""
+    lost = facts.lost_supervised_tokens
+    return lost / max(1, lost + sum(facts.supervised_tokens.values()))
 
 
 def job_of(session: Session) -> Job:
@@ -114,6 +140,10 @@ def score_request(session: Session, name: str, split: SplitName, trained: TrialR
     assert trained.adapter_folder is not None
     folder = session.folder.path / trained.adapter_folder
     return ScoreRequest(name=name, split=split, candidate=trained.candidate, adapter_folder=str(folder))
+
+
+def _rows(count: int) -> str:
+    return f"{count} row" + ("" if count == 1 else "s")
 
 
 def _split_sizes(session: Session) -> SplitSizes:
@@ -227,8 +257,8 @@ def _task(session: Session) -> Task:
     margin = MARGIN_SHARE * budget if budget is not None else 0.0
     return Task(
         step_ratios={entry.candidate.method: _step_ratio(session, entry) for entry in best},
-        steps_per_epoch=max(1, math.ceil(train_rows / best[0].candidate.effective_batch_size)),
-        train_rows=train_rows,
+        steps_per_epoch=steps_per_epoch(train_rows, best[0].candidate.effective_batch_size),
+        epochs=advised_epochs(session.plan.data.example_count),
         trials=session.settings.trials,
         remaining_seconds=None if remaining is None else remaining - margin,
     )

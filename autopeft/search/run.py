@@ -67,6 +67,7 @@ def _all_stages(session: Session) -> Verdict:
             seconds=session.elapsed_seconds(),
             phases=session.phases(),
             seed=session.seed("bootstrap"),
+            facts=session.job_facts(),
             dry_run=session.settings.dry_run,
         )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,7 @@ from autopeft.search.durable import (
     write_text,
 )
 from autopeft.search.settings import Event, RunSettings, recommended_candidates
+from autopeft.spaces import all_spaces
 from autopeft.specs import (
     SCHEMA_VERSION,
     Candidate,
@@ -65,6 +67,8 @@ class RunFolder:
         self.worker_log = path / "logs" / "worker.log"
         self._lock = path / ".lock"
         self._handle: Any = None
+        self._created = False
+        self._made = False
 
     @classmethod
     def create(cls, path: Path | str, plan: Recommendation, settings: RunSettings) -> RunFolder:
@@ -76,6 +80,7 @@ class RunFolder:
         folder = cls(Path(path).resolve())
         needed_bytes = _needed_bytes(plan, settings)
         folder._refuse_content()
+        folder._made = not folder.path.exists()
         folder._make()
         try:
             folder._refuse_content()
@@ -85,6 +90,7 @@ class RunFolder:
         except BaseException:
             folder.close()
             raise
+        folder._created = True
         return folder
 
     @classmethod
@@ -110,6 +116,24 @@ class RunFolder:
         if self._handle is not None:
             self._handle.close()
             self._handle = None
+
+    def may_be_withdrawn(self) -> bool:
+        """Returns whether this object began the run, and nothing is in it yet that a resume would go on with."""
+        return self._created and not self.schedule.exists() and not self.results.exists()
+
+    def withdraw(self) -> None:
+        """Removes what the run has written, so that another can begin here; a log with content stays."""
+        for folder in (self.path / "trials", self.cache):
+            shutil.rmtree(folder, ignore_errors=True)
+        for file in (self.events, self.splits, self.journal, self.plan, self.manifest):
+            file.unlink(missing_ok=True)
+        if self.worker_log.exists() and self.worker_log.stat().st_size == 0:
+            self.worker_log.unlink()
+        self.close()
+        self._lock.unlink(missing_ok=True)
+        for made in (self.worker_log.parent, *([self.path] if self._made else [])):
+            with contextlib.suppress(OSError):  # not empty
+                made.rmdir()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -270,7 +294,27 @@ def _manifest(plan: Recommendation, settings: RunSettings) -> dict[str, Any]:
         "model": {"id": plan.model.id, "revision": plan.model.revision},
         "hardware": {"name": plan.hardware.name, "device": plan.hardware.device.name},
         "rejected": [to_dict(entry) for entry in plan.rejected],
+        "not_tried": _not_tried(plan, settings),
     }
+
+
+def _not_tried(plan: Recommendation, settings: RunSettings) -> list[dict[str, str]]:
+    """Returns the planned candidates that the search does not begin with, and why."""
+    first = {entry.candidate.method: entry.candidate for entry in recommended_candidates(plan, settings)}
+    spaces = all_spaces()
+    left = []
+    for candidate in (entry.candidate for entry in plan.candidates):
+        method = candidate.method
+        if candidate == first.get(method):
+            continue
+        if method in first:
+            reason = "another storage of the base was recommended first; the search may propose it"
+        elif spaces[method].searched_by_default:
+            reason = f"not asked for (--method {', '.join(first)})"
+        else:
+            reason = f"not searched by default: --method {method}"
+        left.append({"method": method, "variant": candidate.quantization, "reason": reason})
+    return left
 
 
 def _result(record: dict[str, Any], where: str) -> TrialResult:

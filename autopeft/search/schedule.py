@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from autopeft.recommend.advice import SplitSizes, advised_split_sizes
 from autopeft.units import format_duration
 
 FLOOR_STEPS = 10
@@ -24,15 +25,9 @@ RUNG_SHARE = 0.25
 
 MARGIN_SHARE = 0.08
 TIGHT_SECONDS = 1800.0
-SMALL_DATA_ROWS = 1000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SplitSizes:
-    """Rows held out for choosing and for the final figures."""
-
-    choose_rows: int
-    test_rows: int
+TIGHT_CHOOSE_ROWS = 32
+TIGHT_TEST_ROWS = 64
+"""Rows held out at most below TIGHT_SECONDS, since scoring takes time too."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,21 +54,21 @@ class Task:
     Attributes:
         step_ratios: seconds of one step as a multiple of plain LoRA's, by method, in the order of the first trials.
         steps_per_epoch: optimizer steps over the training rows.
-        train_rows: rows of the train split.
+        epochs: of an uncut final training.
         trials: limit that the user gave; None means TRIALS_PER_METHOD for each method.
         remaining_seconds: of the time budget; None means no limit.
     """
 
     step_ratios: dict[str, float]
     steps_per_epoch: int
-    train_rows: int
+    epochs: int
     trials: int | None
     remaining_seconds: float | None
 
     @property
     def full_steps(self) -> int:
-        """Steps of an uncut final training: one epoch, three for small data."""
-        return self.steps_per_epoch * (3 if self.train_rows < SMALL_DATA_ROWS else 1)
+        """Steps of an uncut final training."""
+        return self.steps_per_epoch * self.epochs
 
     @property
     def full_search_steps(self) -> int:
@@ -111,10 +106,12 @@ class Schedule:
 
 def split_sizes(rows: int, time_budget_seconds: float | None) -> SplitSizes:
     """Returns how many of so many rows are held out; at least 70 % are trained on."""
-    tight = time_budget_seconds is not None and time_budget_seconds < TIGHT_SECONDS
-    choose = min(round(0.10 * rows), 40 if tight else 256)
-    test = min(round(0.15 * rows), 96 if tight else 1000)
-    return SplitSizes(choose_rows=max(2, choose), test_rows=max(2, test))
+    sizes = advised_split_sizes(rows)
+    if time_budget_seconds is None or time_budget_seconds >= TIGHT_SECONDS:
+        return sizes
+    return SplitSizes(
+        choose_rows=min(sizes.choose_rows, TIGHT_CHOOSE_ROWS), test_rows=min(sizes.test_rows, TIGHT_TEST_ROWS)
+    )
 
 
 def make_schedule(task: Task, calibration: Calibration) -> Schedule:

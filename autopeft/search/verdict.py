@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from autopeft.recommend.advice import MAX_SUPERVISED_LOSS
 from autopeft.search.finals import PLAIN, WINNER, Choice, Finals
-from autopeft.search.prepare import UNTOUCHED
-from autopeft.search.statistics import paired_comparison
-from autopeft.specs import Comparison, PhaseTime, RankedMethod, Scores, TrialResult, Verdict
+from autopeft.search.prepare import UNTOUCHED, lost_share, truncation_sentence
+from autopeft.search.statistics import fewest_rows, paired_comparison
+from autopeft.specs import Comparison, JobFacts, PhaseTime, RankedMethod, Scores, TrialResult, Verdict
 
 TUNED_RATES = 3
 """Learning rates that a method must have tried before its best is called tuned."""
@@ -23,6 +24,7 @@ class Evidence:
         tests: test scores by name of the training, "untouched-base" included.
         cut: what the budget cut.
         seed: of the resampling.
+        facts: what the runner found in the data.
         dry_run: whether the figures are simulated.
     """
 
@@ -34,6 +36,7 @@ class Evidence:
     seconds: float
     phases: tuple[PhaseTime, ...]
     seed: int
+    facts: JobFacts
     dry_run: bool = False
 
 
@@ -45,7 +48,7 @@ def make_verdict(evidence: Evidence) -> Verdict:
     runner_up = _against_next_method(evidence, family)
     return Verdict(
         conclusion=_conclusion(evidence, comparisons, runner_up),
-        significant=runner_up is not None and runner_up.high < 0,
+        significant=runner_up is not None and runner_up.significant and runner_up.high < 0,
         winner=evidence.choice.winner.candidate,
         winner_trial=_number(evidence.choice.winner),
         winner_reason=evidence.choice.reason,
@@ -176,13 +179,27 @@ def _caveats(evidence: Evidence, family: int) -> tuple[str, ...]:
         f"the intervals are widened for {family} comparisons (Bonferroni), so that all hold together with 95 %",
         f"held-out loss over {len(evidence.tests[WINNER].losses)} test rows; no task metric was measured",
     ]
-    caveats += _unequal_tuning(evidence)
+    caveats += _too_few_rows(evidence, family) + _truncation(evidence.facts) + _unequal_tuning(evidence)
     if evidence.finals.steps > evidence.choice.winner.steps:
         caveats.append(
             f"methods are ranked by trials of {evidence.choice.winner.steps} steps; "
             f"after {evidence.finals.steps}, as in the final training, the order may differ"
         )
     return (*caveats, *_without_result(evidence), *evidence.finals.notes)
+
+
+def _too_few_rows(evidence: Evidence, family: int) -> list[str]:
+    rows, needed = len(evidence.tests[WINNER].losses), fewest_rows(family)
+    if rows >= needed:
+        return []
+    plural = f"{family} comparisons need" if family > 1 else "one comparison needs"
+    return [f"{rows} test rows are too few to show any difference: {plural} at least {needed}; bring more data"]
+
+
+def _truncation(facts: JobFacts) -> list[str]:
+    if not facts.dropped_rows and lost_share(facts) <= MAX_SUPERVISED_LOSS:
+        return []
+    return [f"{truncation_sentence(facts)}; the losses are those of what is left; a larger --max-length keeps more"]
 
 
 def _unequal_tuning(evidence: Evidence) -> list[str]:

@@ -60,6 +60,8 @@ class JobFacts:
         device_name: what trains.
         split_hash: hash of the row numbers of the splits.
         row_numbers: split -> 0-based numbers of its rows in the data set, in the order of their scores.
+        truncated_rows: rows cut at max_length, dropped ones included.
+        lost_supervised_tokens: supervised tokens beyond the cut, those of dropped rows included.
     """
 
     rows: dict[str, int]
@@ -70,6 +72,8 @@ class JobFacts:
     device_name: str
     split_hash: str
     row_numbers: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    truncated_rows: int = 0
+    lost_supervised_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,9 @@ from autopeft.profiling.dataset import hash_files, read_examples, split_rows
 from autopeft.profiling.encoding import EncodedRow, encode_examples
 from autopeft.specs import Job
 
+FEWEST_COMPARED_ROWS = 2
+"""A paired comparison resamples rows, and one row has no spread."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenRow:
@@ -48,11 +51,15 @@ class TokenData:
         splits: split -> rows.
         dropped_rows: rows left out because truncation took all their supervised tokens.
         split_hash: SHA-256 over the row numbers of each split.
+        truncated_rows: rows cut at max_length, dropped ones included.
+        lost_supervised_tokens: supervised tokens beyond the cut, those of dropped rows included.
     """
 
     splits: dict[str, tuple[TokenRow, ...]]
     dropped_rows: int
     split_hash: str
+    truncated_rows: int = 0
+    lost_supervised_tokens: int = 0
 
 
 def load_data(job: Job, tokenizer_folder: Path) -> TokenData:
@@ -60,7 +67,7 @@ def load_data(job: Job, tokenizer_folder: Path) -> TokenData:
 
     Raises:
         RunFolderError: if the data is not what the plan was made for.
-        DataError: if nothing is left to train on.
+        DataError: if nothing is left to train on, or a held-out split is too small to compare on.
     """
     found = hash_files(job.data_files)
     if found != job.data_hash:
@@ -76,18 +83,30 @@ def load_data(job: Job, tokenizer_folder: Path) -> TokenData:
 
 def _token_data(encoded: Sequence[EncodedRow], splits: dict[str, tuple[int, ...]], max_length: int) -> TokenData:
     kept: dict[str, tuple[TokenRow, ...]] = {}
-    dropped = 0
+    dropped = truncated = lost = 0
     for name, numbers in splits.items():
         rows = [token_row(number, encoded[number], max_length) for number in numbers]
         kept[name] = tuple(row for row in rows if row.supervised_tokens)
+        _check_enough(name, len(kept[name]), len(rows), max_length)
         dropped += len(rows) - len(kept[name])
-        if not kept[name]:
-            raise DataError(
-                f"no row of the {name} split keeps a supervised token within max_length {max_length}; "
-                "raise max_length or shorten the prompts"
-            )
+        truncated += sum(len(encoded[number].input_ids) > max_length for number in numbers)
+        lost += sum(_predicted_tokens(encoded[row.row]) - row.supervised_tokens for row in rows)
     digest = hashlib.sha256(repr(sorted(splits.items())).encode()).hexdigest()
-    return TokenData(kept, dropped, digest)
+    return TokenData(kept, dropped, digest, truncated, lost)
+
+
+def _check_enough(split: str, kept: int, rows: int, max_length: int) -> None:
+    needed = 1 if split == "train" else FEWEST_COMPARED_ROWS
+    if kept < needed:
+        raise DataError(
+            f"the {split} split keeps {kept} of {rows} rows with a supervised token within max_length {max_length}, "
+            f"but needs at least {needed}; raise max_length, shorten the prompts, or add rows with other prompts"
+        )
+
+
+def _predicted_tokens(encoded: EncodedRow) -> int:
+    """Returns the supervised tokens of an uncut row; the first token is never predicted."""
+    return sum(end - max(begin, 1) for begin, end in encoded.supervised if end > 1)
 
 
 def token_row(number: int, encoded: EncodedRow, max_length: int) -> TokenRow:

@@ -74,6 +74,8 @@ class Session:
             tokens={name: sum(len(row.input_ids) for row in rows) for name, rows in splits.items()},
             supervised_tokens={name: sum(row.supervised_tokens for row in rows) for name, rows in splits.items()},
             dropped_rows=self.data.dropped_rows,
+            truncated_rows=self.data.truncated_rows,
+            lost_supervised_tokens=self.data.lost_supervised_tokens,
             versions=stack_versions(),
             device_name=_device_name(self.job.device),
             split_hash=self.data.split_hash,

@@ -19,6 +19,7 @@ import autopeft
 from autopeft import api
 from autopeft.errors import (
     AutoPeftError,
+    DataError,
     InterruptedRunError,
     InvalidInputError,
     NothingFitsError,
@@ -131,6 +132,8 @@ def test_one_method_may_be_given_as_a_text(suggest: Suggest) -> None:
     [
         ({"budget_memory": 0}, "a memory budget must be a positive number of bytes, not 0"),
         ({"budget_memory": "much"}, "'much' is no memory size"),
+        ({"budget_memory": 16}, r"'16' is only 16 bytes; did you mean 16GiB\?"),
+        ({"budget_memory": "16"}, r"'16' is only 16 bytes; did you mean 16GiB\?"),
         ({"trace": -1}, "trace says how many candidates to trace; it cannot be -1"),
         ({"effective_batch_size": 0}, "the effective batch size must be at least 1, not 0"),
         ({"methods": ["lora", "lroa"]}, "unknown PEFT method 'lroa'"),
@@ -365,9 +368,47 @@ def test_a_full_disk_is_said_in_one_sentence(plan: Recommendation, tmp_path: Pat
 def test_a_failed_run_can_be_continued_in_the_same_process(plan: Recommendation, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         autopeft.run(
-            plan, trials=1, dry_run=True, output=tmp_path / "run", on_event=Stop("prepared", ZeroDivisionError())
+            plan, trials=1, dry_run=True, output=tmp_path / "run", on_event=Stop("schedule", ZeroDivisionError())
         )
     assert autopeft.run(resume=True, output=tmp_path / "run").verdict.conclusion
+
+
+@pytest.mark.parametrize("kind", ["stage", "prepared"])
+def test_a_run_that_fails_before_its_schedule_leaves_its_folder_free(
+    plan: Recommendation, tmp_path: Path, kind: str
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError):
+        autopeft.run(plan, trials=1, dry_run=True, output=folder, on_event=Stop(kind, ZeroDivisionError()))
+    assert not folder.exists()
+    assert autopeft.run(plan, trials=1, dry_run=True, output=folder).verdict.conclusion
+
+
+def test_a_resumed_run_that_fails_before_its_schedule_keeps_its_folder(plan: Recommendation, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for resume, error in ((False, KeyboardInterrupt()), (True, ZeroDivisionError())):
+        inputs: dict[str, Any] = {"resume": True} if resume else {"plan": plan, "trials": 1, "dry_run": True}
+        with pytest.raises((InterruptedRunError, ZeroDivisionError)):
+            autopeft.run(**inputs, output=folder, on_event=Stop("prepared", error))
+    assert autopeft.run(resume=True, output=folder).verdict.conclusion
+
+
+def test_a_plan_of_relative_paths_runs_from_another_folder(
+    config_folder: Path, rows: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(rows.parent)
+    plan = autopeft.suggest(model=config_folder, data=rows.name, methods="lora")
+    assert (plan.data.source, plan.data.files) == (rows.name, (str(rows),))
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    monkeypatch.chdir(elsewhere)
+    assert autopeft.run(plan, trials=1, dry_run=True, output="run").verdict.conclusion
+
+
+def test_data_that_were_moved_are_named(plan: Recommendation, rows: Path, tmp_path: Path) -> None:
+    rows.rename(rows.with_name("moved.jsonl"))
+    with pytest.raises(DataError, match=r"the plan names the data .*rows\.jsonl, which is not there; was it moved\?"):
+        autopeft.run(plan, trials=1, dry_run=True, output=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_changed_data_is_refused_on_resume_and_the_folder_is_given_free(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ import pytest
 
 from autopeft.errors import InvalidInputError, UnknownNameError
 from autopeft.memory.explicit import estimate_explicit, explicit_candidate, read_peft_config
+from autopeft.memory.quiet import quiet_libraries
 from autopeft.methods import method_names
+from autopeft.profiling.hardware import load_hardware
 from autopeft.profiling.model import spec_from_config
 from autopeft.specs import Candidate, Device, ModelSpec
 
@@ -218,6 +222,47 @@ def test_what_only_a_trace_can_price_says_so(
     config = read_peft_config(path, model)
     assert config.needs_trace is not None
     assert re.search(reason, config.needs_trace)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, None),
+        ({"dtype": "bfloat16"}, "Tesla T4 does not support bfloat16; use --dtype float16"),
+        ({"attention": "flash_attention_2"}, "Tesla T4 does not support flash attention; use --attention sdpa"),
+        ({"max_length": 8193}, "rows of 8193 tokens are longer than the 8192 that smollm2 reads"),
+    ],
+)
+def test_what_the_device_or_the_model_does_not_support_is_an_assumption(
+    model: ModelSpec, changes: dict[str, Any], said: str | None
+) -> None:
+    candidate = explicit_candidate(model, PLAIN, rest(**{"dtype": "float16"} | changes))
+    device = load_hardware("t4").device
+    lines = estimate_explicit(candidate, model, device, saved=None, trace=False).assumptions
+    found = [line for line in lines if "support" in line or "longer than" in line]
+    assert found == ([] if said is None else [said])
+
+
+def test_the_base_that_an_adapter_names_is_not_looked_for(model: ModelSpec, saved: Callable[..., Path]) -> None:
+    path = saved(peft_type="LORA", target_modules=["q_proj"], base_model_name_or_path="someone/something")
+    assert "base_model_name_or_path" not in json.loads(read_peft_config(path, model).text)
+
+
+def test_the_libraries_are_quiet_in_a_trace_and_heard_again_after_it(capfd: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("transformers.test")
+
+    def trace() -> None:
+        with quiet_libraries():
+            warnings.warn("noise", FutureWarning, stacklevel=1)
+            logger.error("noise")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        trace()
+    assert "noise" not in capfd.readouterr().err
+    assert logger.isEnabledFor(logging.WARNING)
+    with pytest.warns(FutureWarning, match="heard"):
+        warnings.warn("heard", FutureWarning, stacklevel=1)
 
 
 @pytest.mark.parametrize(

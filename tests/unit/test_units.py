@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ from autopeft.units import format_count, format_duration, format_gib, parse_byte
         ("1.5gib", 1_610_612_736),
         ("8589934592", 8_589_934_592),
         ("1TiB", 1_099_511_627_776),
-        ("3kb", 3_000),
+        ("3000kb", 3_000_000),
     ],
 )
 def test_gib_is_a_power_of_two_and_gb_a_power_of_ten(text: str, size_bytes: int) -> None:
@@ -29,6 +31,13 @@ def test_gib_is_a_power_of_two_and_gb_a_power_of_ten(text: str, size_bytes: int)
 @pytest.mark.parametrize("text", ["", "GiB", "16 gibi", "-4GiB", "1e9", "16GiB 4", "nan", "0", "0GiB", "0.1b"])
 def test_what_is_no_positive_size_is_refused_with_the_text(text: str) -> None:
     with pytest.raises(InvalidInputError, match="memory size") as caught:
+        parse_bytes(text)
+    assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "meant"), [("16", "16GiB"), ("24.5 kb", "24.5GiB"), ("1048575", "1048575GiB")])
+def test_a_size_below_one_mib_is_taken_for_a_forgotten_unit(text: str, meant: str) -> None:
+    with pytest.raises(InvalidInputError, match=rf"is only \d+ bytes; did you mean {re.escape(meant)}\?") as caught:
         parse_bytes(text)
     assert repr(text) in str(caught.value)
 
@@ -49,13 +58,13 @@ def test_what_is_no_positive_duration_is_refused_with_the_text(text: str) -> Non
 
 
 @settings(deadline=None)
-@given(st.integers(min_value=1, max_value=2**50))
+@given(st.integers(min_value=2**20, max_value=2**50))
 def test_a_number_without_a_unit_is_bytes(size_bytes: int) -> None:
     assert parse_bytes(str(size_bytes)) == size_bytes
 
 
 @settings(deadline=None)
-@given(st.integers(min_value=1, max_value=4096), st.sampled_from(["KiB", "MiB", "GiB"]))
+@given(st.integers(min_value=1024, max_value=4096), st.sampled_from(["KiB", "MiB", "GiB"]))
 def test_case_and_spaces_do_not_change_a_size(count: int, unit: str) -> None:
     assert parse_bytes(f"{count}{unit}") == parse_bytes(f"  {count} {unit.upper()} ")
 

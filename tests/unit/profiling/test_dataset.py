@@ -186,6 +186,56 @@ def test_empty_completions_are_a_warning_and_an_error_if_there_is_nothing_else(t
     assert only.findings[0].severity == "error"
 
 
+HELD_OUT = "held-out-files-left-out"
+
+
+def folder_of(path: Path, names: list[str]) -> str:
+    """Writes two different rows into every file and returns the folder."""
+    for name in names:
+        (path / name).parent.mkdir(exist_ok=True)
+        lines = (json.dumps({"prompt": f"{name} {row}", "completion": "c"}) for row in range(2))
+        (path / name).write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("names", "kept", "left_out"),
+    [
+        (["train.jsonl", "test.jsonl"], ["train.jsonl"], ["test.jsonl"]),
+        (
+            ["a-train-0.jsonl", "a-train-1.jsonl", "a-valid.csv"],
+            ["a-train-0.jsonl", "a-train-1.jsonl"],
+            ["a-valid.csv"],
+        ),
+        (["TRAIN.v2.jsonl", "dev_set.jsonl", "x.eval.jsonl"], ["TRAIN.v2.jsonl"], ["dev_set.jsonl", "x.eval.jsonl"]),
+        (["train/0.jsonl", "validation/0.jsonl"], ["train/0.jsonl"], ["validation/0.jsonl"]),
+        (["train.jsonl", "more.jsonl"], ["more.jsonl", "train.jsonl"], []),
+        (["contest.jsonl", "developers.jsonl"], ["contest.jsonl", "developers.jsonl"], []),
+    ],
+)
+def test_only_the_train_files_of_a_folder_are_used(
+    tmp_path: Path, names: list[str], kept: list[str], left_out: list[str]
+) -> None:
+    profile = profile_dataset(folder_of(tmp_path, names), model=None)
+    assert profile.files == tuple(str(tmp_path / name) for name in kept)
+    findings = [finding for finding in profile.findings if finding.code == HELD_OUT]
+    assert [finding.severity for finding in findings] == ["warning"] * bool(left_out)
+    assert [list(finding.examples) for finding in findings] == ([left_out] if left_out else [])
+
+
+def test_held_out_files_without_a_train_file_are_kept_with_a_warning(tmp_path: Path) -> None:
+    profile = profile_dataset(folder_of(tmp_path, ["test.jsonl", "rows.jsonl"]), model=None)
+    (finding,) = [finding for finding in profile.findings if finding.code == "held-out-files-kept"]
+    assert profile.example_count == 4
+    assert (finding.severity, finding.count, finding.examples) == ("warning", 2, ("test.jsonl",))
+
+
+def test_a_held_out_file_named_by_itself_is_what_was_asked_for(tmp_path: Path) -> None:
+    folder_of(tmp_path, ["train.jsonl", "test.jsonl"])
+    profile = profile_dataset(str(tmp_path / "test.jsonl"), model=None)
+    assert not {code for code in codes(profile) if code.startswith("held-out")}
+
+
 @pytest.mark.parametrize(("same", "found"), [(9, True), (8, False)])
 def test_nearly_constant_completions_are_found(tmp_path: Path, same: int, found: bool) -> None:
     rows = pairs(*[(1, 1)] * 10)

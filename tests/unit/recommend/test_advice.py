@@ -55,10 +55,11 @@ def test_memory_is_priced_for_the_limit_where_a_longer_row_may_exist(small_model
 @pytest.mark.parametrize(
     ("rows", "batch", "epochs", "steps"),
     [
-        (999, 8, 3, 300),  # 3 * floor(0.8 * 999) / 8 = 3 * 799 / 8 = 299.6
-        (1_000, 16, 2, 100),
-        (9_999, 16, 2, 1_000),  # 2 * 7999 / 16 = 999.9
-        (10_000, 32, 1, 250),
+        # 10 % (at most 256) choose and 15 % (at most 1,000) test; each epoch ends with a step of its own.
+        (999, 8, 3, 282),  # 999 - 100 - 150 = 749 rows, 3 * ceil(93.6)
+        (1_000, 16, 2, 94),  # 750 rows, 2 * ceil(46.9)
+        (9_999, 16, 2, 1_094),  # 9999 - 256 - 1000 = 8743 rows, 2 * ceil(546.4)
+        (10_000, 32, 1, 274),  # 8744 rows, ceil(273.25)
     ],
 )
 def test_batch_epochs_and_steps_follow_from_the_rows(small_model, make_data, rows, batch, epochs, steps):

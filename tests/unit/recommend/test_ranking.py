@@ -40,7 +40,11 @@ def test_both_storages_of_the_base_are_candidates_of_their_own(plan):
 
 def test_only_the_methods_asked_for_are_judged(small_model, make_data, make_hardware):
     plan = recommend(make_hardware(), small_model, make_data(), replace(INPUTS, methods=("dora", "lora")), seed=0)
-    assert methods_of(plan) == {"dora", "lora"}
+    assert methods_of(plan) == set(method_names())
+    judged = {entry.candidate.method for entry in plan.candidates}
+    left_out = {entry.method: (entry.variant, entry.reason) for entry in plan.rejected if entry.method not in judged}
+    assert judged == {"dora", "lora"}
+    assert left_out == dict.fromkeys(set(method_names()) - judged, ("all", "not asked for (--method dora, lora)"))
 
 
 def test_an_unknown_method_is_named_with_the_closest(small_model, make_data, make_hardware):

@@ -28,6 +28,18 @@ def test_every_cell_of_every_table_reads_as_written(finished: RunRecord) -> None
     assert len(tables) == 17
 
 
+def test_planned_candidates_that_no_training_had_are_listed_with_the_reason(finished: RunRecord) -> None:
+    tried = finished.trials[0].candidate
+    entries = [
+        {"method": tried.method, "variant": tried.quantization, "reason": "tried after all"},
+        {"method": "full", "variant": "none", "reason": "not searched by default: --method full"},
+    ]
+    text = render_markdown(replace(finished, manifest={"not_tried": entries}))
+    assert "Planned but not tried" in text
+    assert "not searched by default: --method full" in text
+    assert "tried after all" not in text
+
+
 def test_the_verdict_stands_at_the_top(finished: RunRecord) -> None:
     top = render_markdown(finished).splitlines()[:5]
     assert top[0] == "# autopeft report: runs/demo"

@@ -267,9 +267,7 @@ class _CutRunner(FakeRunner):
     """Says that its rows were cut."""
 
     def prepare(self, job):
-        return dataclasses.replace(
-            super().prepare(job), dropped_rows=1, truncated_rows=7, lost_supervised_tokens=50
-        )
+        return dataclasses.replace(super().prepare(job), dropped_rows=1, truncated_rows=7, lost_supervised_tokens=50)
 
 
 def test_cut_rows_are_told_at_once_and_kept_in_the_manifest(tmp_path, two_method_plan):
@@ -280,7 +278,7 @@ def test_cut_rows_are_told_at_once_and_kept_in_the_manifest(tmp_path, two_method
         manifest = folder.load_manifest()
     prepared = next(event for event in events if event.kind == "prepared")
     assert "max_length cut 7 rows" in prepared.message
-    assert "1 row without any was dropped" in prepared.message
+    assert "1 row without a supervised token left was dropped" in prepared.message
     expected = {"dropped_rows": 1, "truncated_rows": 7, "lost_supervised_tokens": 50}
     assert expected.items() <= prepared.data.items()
     assert manifest["truncation"] == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 
@@ -94,6 +95,53 @@ def test_a_folder_in_use_cannot_be_opened_twice(tmp_path, plan):
         pytest.raises(RunFolderError, match="in use by another autopeft process"),
     ):
         RunFolder.open(tmp_path / "run")
+
+
+def test_a_withdrawn_run_leaves_nothing_but_a_log_with_content(tmp_path, plan):
+    for log in ("", "Traceback"):
+        folder = RunFolder.create(tmp_path / "run", plan, SETTINGS)
+        folder.add_event(Event(kind="stage", message="begun"), "prepare", 0.0)
+        folder.trial_folder("calibration")
+        folder.worker_log.write_text(log)
+        folder.withdraw()
+        left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+        assert left == (["worker.log"] if log else [])
+    RunFolder.create(tmp_path / "run", plan, SETTINGS).close()
+
+
+def test_withdrawing_a_run_leaves_foreign_files_and_an_older_folder_alone(tmp_path, plan):
+    folder = RunFolder.create(tmp_path, plan, SETTINGS)
+    (tmp_path / "thesis.tex").write_text("text")
+    folder.withdraw()
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    (tmp_path / "thesis.tex").unlink()
+    RunFolder.create(tmp_path, plan, SETTINGS).withdraw()
+    assert tmp_path.is_dir()
+
+
+def test_a_run_with_a_schedule_or_from_an_earlier_sitting_is_not_withdrawn(tmp_path, plan):
+    RunFolder.create(tmp_path / "old", plan, SETTINGS).close()
+    with RunFolder.open(tmp_path / "old") as folder:
+        assert not folder.may_be_withdrawn()
+    with RunFolder.create(tmp_path / "new", plan, SETTINGS) as folder:
+        assert folder.may_be_withdrawn()
+        folder.schedule.write_text("{}")
+        assert not folder.may_be_withdrawn()
+
+
+def test_the_manifest_names_the_planned_candidates_that_are_not_searched(tmp_path, plan):
+    first = plan.candidates[0]
+    other = replace(first, candidate=replace(first.candidate, quantization="nf4"))
+    full = replace(first, candidate=replace(first.candidate, method="full"))
+    with RunFolder.create(tmp_path / "run", replace(plan, candidates=(first, other, full)), SETTINGS) as folder:
+        assert folder.load_manifest()["not_tried"] == [
+            {
+                "method": first.candidate.method,
+                "variant": "nf4",
+                "reason": "another storage of the base was recommended first; the search may propose it",
+            },
+            {"method": "full", "variant": "none", "reason": "not searched by default: --method full"},
+        ]
 
 
 def test_a_full_disk_is_told_before_the_run_starts(tmp_path, plan, monkeypatch):

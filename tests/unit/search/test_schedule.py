@@ -23,7 +23,11 @@ DEMO = Calibration(seconds_per_step=1.0, fixed_seconds=5.0, choose_seconds=4.0, 
 
 def _task(remaining: float | None, *, trials: int | None = None, rows: int = 880) -> Task:
     return Task(
-        step_ratios=RATIOS, steps_per_epoch=-(-rows // 8), train_rows=rows, trials=trials, remaining_seconds=remaining
+        step_ratios=RATIOS,
+        steps_per_epoch=-(-rows // 8),
+        epochs=3 if rows < 1000 else 1,
+        trials=trials,
+        remaining_seconds=remaining,
     )
 
 
@@ -67,8 +71,9 @@ def test_without_a_budget_nothing_is_cut():
     assert latest_start_seconds(_task(None), DEMO, schedule) == float("inf")
 
 
-def test_large_data_are_trained_on_for_one_epoch():
+def test_a_full_final_training_has_the_epochs_of_the_task():
     assert make_schedule(_task(None, rows=8000), DEMO).final_steps == 1000
+    assert make_schedule(_task(None, rows=800), DEMO).final_steps == 300
 
 
 def test_a_limit_of_trials_below_the_methods_drops_the_last_ones_and_says_so():
@@ -137,7 +142,7 @@ def test_at_least_70_percent_of_the_rows_are_trained_on(rows, budget):
 
 
 @pytest.mark.parametrize(
-    ("rows", "budget", "expected"), [(10_000, 480.0, (40, 96)), (10_000, None, (256, 1000)), (400, None, (40, 60))]
+    ("rows", "budget", "expected"), [(10_000, 480.0, (32, 64)), (10_000, None, (256, 1000)), (400, None, (40, 60))]
 )
 def test_held_out_rows_are_capped_by_the_time_there_is(rows, budget, expected):
     sizes = split_sizes(rows, budget)

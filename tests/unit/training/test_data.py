@@ -38,7 +38,7 @@ def test_rows_that_fit_lose_nothing() -> None:
 def test_a_held_out_split_of_one_row_is_refused_with_what_to_do(split: str, row: int) -> None:
     rows = [encoded(4, 4)] * 7
     rows[row] = encoded(20, 4)
-    message = f"the {split} split keeps 1 of 2 rows .* max_length 8, but needs at least 2; raise max_length"
+    message = rf"the {split} split keeps 1 of 2 rows .* max_length 8, but needs at least 2; raise max_length"
     with pytest.raises(DataError, match=message):
         _token_data(rows, SPLITS, 8)
 
@@ -47,5 +47,5 @@ def test_one_row_to_train_on_is_enough() -> None:
     rows = [encoded(20, 4), encoded(20, 4), *[encoded(4, 4)] * 5]
     assert len(_token_data(rows, SPLITS, 8).splits["train"]) == 1
     rows[2] = encoded(20, 4)
-    with pytest.raises(DataError, match="the train split keeps 0 of 3 rows .* needs at least 1"):
+    with pytest.raises(DataError, match=r"the train split keeps 0 of 3 rows .* needs at least 1"):
         _token_data(rows, SPLITS, 8)
