@@ -214,7 +214,7 @@ def test_the_memory_limit_of_the_job_is_the_plans(tmp_path, plan):
         )
         job = job_of(session)
     assert job.memory_limit_bytes == plan.candidates[0].available_bytes
-    assert (job.choose_rows, job.test_rows, job.model) == (40, 60, "toy")
+    assert (job.choose_rows, job.test_rows, job.model) == (32, 60, "toy")
 
 
 class _Narrow:
