@@ -78,4 +78,5 @@ def _batch_reason(candidate: Candidate) -> str:
     )
     if candidate.activation_checkpointing:
         return f"{text}: recomputing activations is what fits, or is faster than smaller forwards"
-    return f"{text}: the largest forward that fits"
+    spare = ", with the estimate's error to spare" if candidate.per_device_batch_size > 1 else ""
+    return f"{text}: the largest forward that fits{spare}"
