@@ -63,7 +63,6 @@ class RunFolder:
         self.report_html = path / "report.html"
         self.recipe = path / "recipe.yaml"
         self.adapter = path / "adapter"
-        self.cache = path / "cache"
         self.worker_log = path / "logs" / "worker.log"
         self._lock = path / ".lock"
         self._handle: Any = None
@@ -123,8 +122,7 @@ class RunFolder:
 
     def withdraw(self) -> None:
         """Removes what the run has written, so that another can begin here; a log with content stays."""
-        for folder in (self.path / "trials", self.cache):
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(self.path / "trials", ignore_errors=True)
         for file in (self.events, self.splits, self.journal, self.plan, self.manifest):
             file.unlink(missing_ok=True)
         if self.worker_log.exists() and self.worker_log.stat().st_size == 0:

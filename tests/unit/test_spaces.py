@@ -15,6 +15,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 from autopeft.errors import InvalidInputError, UnknownNameError
 from autopeft.methods import method_names
 from autopeft.spaces import all_spaces, is_candidate_field, load_space, spaces_for
+from autopeft.specs import MethodSpace
 
 VALID: dict[str, Any] = {
     "method": "mine",
@@ -28,10 +29,10 @@ VALID: dict[str, Any] = {
 }  # fmt: skip
 
 
-def load(folder: Path, content: dict[str, Any]) -> None:
+def load(folder: Path, content: dict[str, Any]) -> MethodSpace:
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
-    load_space(path)
+    return load_space(path)
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -65,7 +66,8 @@ def test_optuna_accepts_the_numeric_knobs_as_they_stand(name: str) -> None:
 
 
 def test_a_valid_file_is_read(tmp_path: Path) -> None:
-    load(tmp_path, VALID)
+    space = load(tmp_path, VALID)
+    assert (space.method, set(space.parameters)) == ("mine", set(VALID["parameters"]))
 
 
 @pytest.mark.parametrize(

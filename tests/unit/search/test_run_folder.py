@@ -81,7 +81,8 @@ def test_a_file_in_the_place_of_the_folder_is_refused(tmp_path, plan):
 def test_a_creation_that_was_killed_can_be_repeated(tmp_path, plan):
     RunFolder.create(tmp_path / "run", plan, SETTINGS).close()
     (tmp_path / "run" / "manifest.json").unlink()
-    RunFolder.create(tmp_path / "run", plan, SETTINGS).close()
+    with RunFolder.create(tmp_path / "run", plan, SETTINGS) as folder:
+        assert folder.load_settings() == SETTINGS
 
 
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
