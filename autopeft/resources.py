@@ -10,12 +10,11 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-import yaml
-
 from autopeft.errors import InvalidInputError
 
 T = TypeVar("T")
+
+# msgspec and yaml are imported where they are used: the tracing core runs where only the training stack is installed.
 _PACKAGE = Path(__file__).parent
 
 
@@ -63,6 +62,8 @@ def read_yaml(path: Path) -> Any:
     Raises:
         InvalidInputError: naming the file and the line, if it cannot be read or parsed.
     """
+    import yaml
+
     try:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
@@ -86,6 +87,8 @@ def read_record(path: Path, record_type: type[T]) -> T:
 
 def to_record(content: dict[str, Any], record_type: type[T], where: str) -> T:
     """Returns a mapping as a dataclass, checked; ``where`` names its origin in errors."""
+    import msgspec
+
     known = set(getattr(record_type, "__dataclass_fields__", {}))
     unknown = sorted(str(key) for key in content if key not in known)
     if unknown:

@@ -1,14 +1,21 @@
-"""Prints how many candidates a second the closed form prices: ``python benchmarks/memory_closed_form.py``."""
+"""Prints how long the closed form takes for a candidate: ``python benchmarks/memory_closed_form.py``.
+
+The candidates are drawn from the whole search spaces of all methods, with batches and lengths of all kinds; the time
+includes recording the step of each structure that occurs, which a process does once.
+"""
 
 from __future__ import annotations
 
-import itertools
+import random
 import time
 
-from autopeft.memory.closed_form import estimate_memory
+from autopeft.memory.closed_form import estimate_many, estimate_memory
+from autopeft.methods import get_method
 from autopeft.profiling.model import resolve_target_modules, spec_from_config
-from autopeft.specs import Candidate
+from autopeft.spaces import all_spaces
+from autopeft.specs import Candidate, Distribution, ModelSpec, OptionValue
 
+COUNT = 100_000
 LLAMA_3_8B = {
     "model_type": "llama",
     "vocab_size": 128256,
@@ -22,29 +29,50 @@ LLAMA_3_8B = {
 
 
 def main() -> None:
-    """Prices 7,200 different candidates and prints the time of one."""
+    """Prices 100,000 candidates at once, and a thousand of them one by one."""
     model = spec_from_config(LLAMA_3_8B, id="llama-3-8b")
-    targets = resolve_target_modules(model, ("all-linear",))
-    grid = itertools.product(
-        ("lora", "rslora", "dora", "adalora"), (4, 8, 16, 32, 64), ("none", "nf4"), (1, 2, 4, 8, 16, 32), (False, True)
+    draw = random.Random(0)
+    candidates = [drawn(draw, model) for _ in range(COUNT)]
+    lengths = [draw.choice((128, 256, 512, 1024, 2048, 4096)) for _ in candidates]
+    start = time.process_time()
+    arrays = estimate_many(candidates, model, None, sequence_length=lengths)
+    each = (time.process_time() - start) / COUNT
+    start = time.process_time()
+    for candidate, length in zip(candidates[:1000], lengths, strict=False):
+        estimate_memory(candidate, model, None, sequence_length=length)
+    alone = (time.process_time() - start) / 1000
+    print(f"{len(arrays)} candidates at once, {each * 1e6:.1f} microseconds of CPU each; one by one {alone * 1e6:.0f}")
+
+
+def drawn(draw: random.Random, model: ModelSpec) -> Candidate:
+    """Returns a candidate of a random method with random values of all its knobs."""
+    name, space = draw.choice(sorted(all_spaces().items()))
+    values = {knob: _value(draw, each) for knob, each in space.parameters.items()}
+    targets = values.pop("target_modules", None)
+    method = get_method(name)
+    own = {knob: values.pop(knob) for knob in list(values) if knob not in Candidate.__dataclass_fields__}
+    alpha = 16.0 if method.has_adapter else None
+    fields = {"r": None, "lora_alpha": alpha, "adapter_dtype": "float32" if method.has_adapter else None} | values
+    rows, accumulation = draw.choice(((1, 16), (2, 8), (4, 4), (8, 2), (16, 1)))
+    return Candidate(
+        method=name,
+        target_modules=resolve_target_modules(model, (str(targets),)) if targets else (),
+        options=own,
+        per_device_batch_size=rows,
+        gradient_accumulation_steps=accumulation,
+        activation_checkpointing=draw.random() < 0.5,
+        trainer=draw.choice(("trl", "transformers")),
+        **fields,  # type: ignore[arg-type]
     )
-    candidates = [
-        Candidate(
-            method=method,
-            r=r,
-            lora_alpha=float(r),
-            target_modules=targets,
-            quantization="nf4" if quantization == "nf4" else "none",
-            per_device_batch_size=rows,
-            activation_checkpointing=checkpointing,
-        )
-        for method, r, quantization, rows, checkpointing in grid
-    ] * 15
-    start = time.perf_counter()
-    for candidate in candidates:
-        estimate_memory(candidate, model, None, sequence_length=1024)
-    each = (time.perf_counter() - start) / len(candidates)
-    print(f"{len(candidates)} candidates, {each * 1e6:.0f} microseconds each, {1 / each:.0f} a second")
+
+
+def _value(draw: random.Random, knob: Distribution) -> OptionValue:
+    if knob.choices:
+        return draw.choice(knob.choices)
+    assert knob.low is not None
+    assert knob.high is not None
+    value = draw.uniform(knob.low, knob.high)
+    return round(value) if knob.type == "int" else value
 
 
 if __name__ == "__main__":

@@ -3,8 +3,20 @@
 Nothing here prints; progress goes to the callbacks, logs to ``logging``.
 """
 
-from autopeft.api._advice import describe_methods, estimate, suggest
+from autopeft.api._advice import describe_methods, suggest
+from autopeft.api._calibrate import CalibrationResult, calibrate
+from autopeft.api._estimate import estimate, explain
 from autopeft.api._plans import read_plan, write_plan
 from autopeft.api._run import run
 
-__all__ = ["describe_methods", "estimate", "read_plan", "run", "suggest", "write_plan"]
+__all__ = [
+    "CalibrationResult",
+    "calibrate",
+    "describe_methods",
+    "estimate",
+    "explain",
+    "read_plan",
+    "run",
+    "suggest",
+    "write_plan",
+]

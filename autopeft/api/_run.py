@@ -99,6 +99,8 @@ def run(
         return _resume(output, on_event, on_step)
     _require_what_runs(dry_run)
     chosen = _plan_for_this_machine(_plan_of(plan, inputs, seed))
+    if not dry_run:
+        chosen = _plan_for_these_libraries(chosen)
     _refuse_what_is_not_trained(chosen)
     settings = RunSettings(
         trials=trials,
@@ -164,6 +166,18 @@ def _plan_for_this_machine(plan: Recommendation) -> Recommendation:
     renewed = reprice(plan, present)
     for note in renewed.notes[:1]:
         logger.info("%s", note)
+    return renewed
+
+
+def _plan_for_these_libraries(plan: Recommendation) -> Recommendation:
+    """Returns the plan with its candidates traced anew if it was made for other versions than are installed."""
+    from autopeft.memory.trace import trace_memory
+    from autopeft.memory.tracing.versions import installed_versions
+    from autopeft.recommend import retrace
+
+    renewed = retrace(plan, installed_versions(), trace_memory)
+    if renewed is not plan:
+        logger.info("%s", renewed.notes[0])
     return renewed
 
 

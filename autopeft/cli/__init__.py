@@ -11,6 +11,8 @@ import traceback
 
 import click
 
+from autopeft.cli import _calibrate as _calibrate
+from autopeft.cli import _estimate as _estimate
 from autopeft.cli._commands import cli
 from autopeft.errors import EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED, AutoPeftError
 

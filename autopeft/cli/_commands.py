@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import click
 
 import autopeft
 from autopeft.cli._parameters import (
     COLUMN_HELP,
-    HARDWARE_HELP,
-    MODEL_HELP,
     Columns,
     Duration,
     input_options,
     json_option,
 )
 from autopeft.cli._terminal import Progress, print_table, show, terminate_like_interrupt
-from autopeft.specs import Attention, Dtype, Optimizer, Quantization, TrainerName
 
 _EXAMPLES = """\b
 Examples:
@@ -43,6 +40,14 @@ def cli() -> None:
 )
 @click.option(
     "--trace", default=0, metavar="N", type=click.IntRange(min=0), help="Trace the memory of the best N candidates."
+)
+@click.option(
+    "--environment",
+    type=click.Path(),
+    help="With --trace: use the libraries of this virtual environment (folder or python).",
+)
+@click.option(
+    "--calibration/--no-calibration", default=True, help="Correct by what was measured on this machine. Default: yes."
 )
 @json_option
 def suggest(output: Path | None, as_json: bool, columns: tuple[tuple[str, str], ...], **inputs: Any) -> None:
@@ -99,59 +104,6 @@ def run(
 
         print_table(verdict_table(report.verdict))
         click.echo(f"report   {report.html}\nadapter  {report.adapter_folder}")
-
-
-@cli.command(epilog=_EPILOG)
-@click.option("--model", required=True, help=MODEL_HELP)
-@click.option("--method", default="lora", show_default=True, help="A name from `autopeft methods`.")
-@click.option("--rank", "r", type=click.IntRange(min=1), help="Rank of the update. Default: 16.")
-@click.option(
-    "--alpha",
-    "lora_alpha",
-    type=click.FloatRange(min=0, min_open=True),
-    help="lora_alpha. Default: what the method recommends.",
-)
-@click.option("--target-modules", help="Names with commas, or all-linear, attention, mlp. Default: all-linear.")
-@click.option(
-    "--peft-config",
-    type=click.Path(exists=True, dir_okay=False),
-    help="adapter_config.json in place of the method options.",
-)
-@click.option("--quantization", default="none", show_default=True, type=click.Choice(get_args(Quantization)))
-@click.option(
-    "--double-quantization/--no-double-quantization", default=None, help="Quantize nf4's scales too. Default: yes."
-)
-@click.option("--dtype", default="bfloat16", show_default=True, type=click.Choice(get_args(Dtype)))
-@click.option("--adapter-dtype", type=click.Choice(get_args(Dtype)), help="Default: float32, as peft casts.")
-@click.option(
-    "--prepare-kbit/--no-prepare-kbit",
-    default=False,
-    help="prepare_model_for_kbit_training; no effect on a 16-bit base.",
-)
-@click.option("--batch-size", default=1, show_default=True, type=click.IntRange(min=1), help="Rows of one forward.")
-@click.option("--sequence-length", default=1024, show_default=True, type=click.IntRange(min=1), help="Tokens of a row.")
-@click.option(
-    "--activation-checkpointing/--no-activation-checkpointing", default=False, help="Recompute activations in backward."
-)
-@click.option("--attention", default="sdpa", show_default=True, type=click.Choice(get_args(Attention)))
-@click.option("--optimizer", default="adamw_torch", show_default=True, type=click.Choice(get_args(Optimizer)))
-@click.option(
-    "--trainer",
-    default="trl",
-    show_default=True,
-    type=click.Choice(get_args(TrainerName)),
-    help="trl never builds the full logits.",
-)
-@click.option("--hardware", default="auto", show_default=True, help=HARDWARE_HELP)
-@click.option("--trace", is_flag=True, help="Trace the real training step on fake tensors (needs autopeft[train]).")
-@json_option
-def estimate(as_json: bool, target_modules: str | None, **options: Any) -> None:
-    """Predicts memory and time of one configuration."""
-    from autopeft import api
-    from autopeft.report.tables import estimate_table
-
-    targets = None if target_modules is None else [name.strip() for name in target_modules.split(",")]
-    show(api.estimate(target_modules=targets, **options), as_json, estimate_table)
 
 
 @cli.command()

@@ -42,7 +42,8 @@ def saved_peft_config(text: str) -> Any:
     """
     from peft import PeftConfig
 
-    content = {key: value for key, value in json.loads(text).items() if key != "inference_mode"}
+    about = ("inference_mode", "peft_version")  # no settings of training; older versions do not know the second
+    content = {key: value for key, value in json.loads(text).items() if key not in about}
     try:
         return PeftConfig.from_peft_type(**content)
     except (KeyError, TypeError, ValueError) as error:
@@ -63,8 +64,21 @@ def inject(model: Any, candidate: Candidate, steps: int, task_type: str = "CAUSA
     config = peft_config(candidate, steps, task_type)
     if config is None:
         return model.requires_grad_(True)
+    if "peft_config" in candidate.options:  # somebody else's adapter: peft decides what it casts to float32
+        return get_peft_model(model, config, autocast_adapter_dtype=candidate.adapter_dtype == "float32")
     adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+    _freeze_divisors(adapted)
     return cast_adapter(adapted, candidate)
+
+
+def _freeze_divisors(model: Any) -> None:
+    """Keeps AdaLoRA's ``ranknum``, the divisor of its scaling, out of the training.
+
+    peft 0.21 makes a new parameter of it, trainable by default, when it moves the adapter to another dtype or device.
+    """
+    for name, parameter in model.named_parameters():
+        if ".ranknum." in name:
+            parameter.requires_grad_(False)
 
 
 def cast_adapter(model: Any, candidate: Candidate) -> Any:
@@ -77,7 +91,12 @@ def cast_adapter(model: Any, candidate: Candidate) -> Any:
     return model
 
 
-def enable_checkpointing(model: Any) -> None:
-    """Makes the model recompute activations in backward, also where its inputs come from a frozen embedding."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+def enable_checkpointing(model: Any, *, reentrant: bool = False) -> None:
+    """Makes the model recompute activations in backward, also where its inputs come from a frozen embedding.
+
+    Args:
+        model: with its adapter.
+        reentrant: torch's older way, which some loops still take; a trace asks for it, autopeft does not train so.
+    """
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     model.enable_input_require_grads()

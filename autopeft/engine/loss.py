@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,30 @@ FUSED_OUTPUTS = ("log_probs", "entropy", "is_top1")
 
 
 def prepare_loss(model: Any, trainer: TrainerName) -> None:
-    """Gives the base model trl's fused language-model head, which never builds the full logits; before injection."""
-    if trainer == "trl":
-        from trl.trainer.utils import add_fused_lm_head
+    """Gives the base model trl's fused language-model head, which never builds the full logits; before injection.
 
-        add_fused_lm_head(model, outputs=FUSED_OUTPUTS)
+    Versions of trl without such a head compute transformers' loss.
+    """
+    if trainer != "trl" or not fused_head_available():
+        return
+    from trl.trainer.utils import add_fused_lm_head
+
+    add_fused_lm_head(model, outputs=FUSED_OUTPUTS)
+    model.has_fused_lm_head = True
 
 
-def batch_loss(model: Any, batch: dict[str, Any], trainer: TrainerName, num_items: Any) -> torch.Tensor:
+def fused_head_available() -> bool:
+    """Returns whether the installed trl has a head that never builds the full logits."""
+    try:
+        from trl.trainer import utils
+    except ImportError:
+        return False
+    return hasattr(utils, "add_fused_lm_head")
+
+
+def batch_loss(
+    model: Any, batch: dict[str, Any], trainer: TrainerName, num_items: Any, *, use_cache: bool = False
+) -> tuple[torch.Tensor, Any]:
     """Returns the summed negative log-likelihood of the batch's supervised tokens divided by ``num_items``.
 
     Args:
@@ -35,19 +52,41 @@ def batch_loss(model: Any, batch: dict[str, Any], trainer: TrainerName, num_item
             ``positions_to_keep``.
         trainer: "trl" computes in chunks of positions; "transformers" builds the logits and upcasts them to float32.
         num_items: supervised tokens of the whole optimizer step (all its forwards), so that accumulation is exact.
+        use_cache: whether keys and values are collected as for generation, which loops that do not say no get.
+
+    Returns:
+        The loss and the model's outputs. Whoever keeps the outputs keeps the logits.
     """
     names = ("input_ids", "attention_mask", "position_ids")
     inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch}
-    if trainer == "trl":
-        outputs = model(**inputs, labels=batch["labels"], use_cache=False, fused_lm_head=True)
-        return -outputs.log_probs.sum() / num_items
+    if trainer == "trl" and has_fused_head(model):
+        outputs = model(**inputs, labels=batch["labels"], use_cache=use_cache, fused_lm_head=True)
+        return -outputs.log_probs.sum() / num_items, outputs
     labels = batch["labels"]
     if "logits_to_keep" in batch:
         inputs["logits_to_keep"] = batch["logits_to_keep"]
         labels = labels[:, -batch["logits_to_keep"] :]
-    # The outputs, and with them the logits, are let go of before backward, as transformers' Trainer does.
-    loss: torch.Tensor = model(**inputs, labels=labels, use_cache=False, num_items_in_batch=num_items)["loss"]
-    return loss
+    takes_cache = "use_cache" in inspect.signature(type(_base_of(model)).forward).parameters
+    cache = {"use_cache": use_cache} if takes_cache else {}  # some encoders have none to switch off
+    if not _divides_by_items(model):  # older architectures average over the batch
+        outputs = model(**inputs, labels=labels, **cache)
+        return outputs["loss"], outputs
+    outputs = model(**inputs, labels=labels, **cache, num_items_in_batch=num_items)
+    return outputs["loss"], outputs
+
+
+def has_fused_head(model: Any) -> bool:
+    """Returns whether ``prepare_loss`` gave the base model trl's fused head."""
+    return bool(getattr(_base_of(model), "has_fused_lm_head", False))
+
+
+def _base_of(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _divides_by_items(model: Any) -> bool:
+    parameters = inspect.signature(type(_base_of(model)).forward).parameters.values()
+    return any(each.kind is each.VAR_KEYWORD or each.name == "num_items_in_batch" for each in parameters)
 
 
 def positions_to_keep(labels: Sequence[Sequence[int]]) -> int:
@@ -61,8 +100,6 @@ def positions_to_keep(labels: Sequence[Sequence[int]]) -> int:
 
 def keeps_logits(model: Any) -> bool:
     """Returns whether the model can leave out the logits of a batch's first positions."""
-    import inspect
-
     return "logits_to_keep" in inspect.signature(type(model).forward).parameters
 
 
@@ -90,17 +127,19 @@ def row_losses(model: Any, batch: dict[str, Any], trainer: TrainerName) -> tuple
     return losses.sum(1), mask.sum(1)
 
 
-def autocast(candidate: Candidate, device_type: str) -> contextlib.AbstractContextManager[Any]:
-    """Returns the mixed-precision context of a training forward: on for 16-bit bases, off for float32."""
+def autocast(
+    candidate: Candidate, device_type: str, *, enabled: bool | None = None
+) -> contextlib.AbstractContextManager[Any]:
+    """Returns the mixed-precision context of a training forward: on for 16-bit bases, off for float32.
+
+    ``enabled`` says so of a loop that is not ours; None means autopeft's own rule.
+    """
     import torch
 
     from autopeft.engine.base import torch_dtype
 
-    return torch.autocast(
-        device_type,
-        torch_dtype(candidate.dtype) if uses_autocast(candidate) else None,
-        enabled=uses_autocast(candidate),
-    )
+    wanted = uses_autocast(candidate) if enabled is None else enabled and candidate.dtype != "float32"
+    return torch.autocast(device_type, torch_dtype(candidate.dtype) if wanted else None, enabled=wanted)
 
 
 def uses_autocast(candidate: Candidate) -> bool:

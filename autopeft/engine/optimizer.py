@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from autopeft.errors import InvalidInputError
 from autopeft.specs import Candidate
 
 
@@ -17,6 +18,8 @@ def make_optimizer(model: Any, candidate: Candidate, *, foreach: bool | None = N
     """
     import torch
 
+    if candidate.optimizer == "lorafa":
+        return _lorafa_optimizer(model, candidate)
     groups = _parameter_groups(model, candidate.weight_decay)
     rate = candidate.learning_rate
     if candidate.optimizer == "adamw_torch":
@@ -30,6 +33,29 @@ def make_optimizer(model: Any, candidate: Candidate, *, foreach: bool | None = N
 
         return Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False)
     return _bitsandbytes_optimizer(groups, candidate)
+
+
+def _lorafa_optimizer(model: Any, candidate: Candidate) -> Any:
+    """LoRA-FA (arXiv 2308.03303) trains B alone: peft's function freezes every A of the model it is given.
+
+    Raises:
+        InvalidInputError: if the installed peft lacks it, or the model has no LoRA adapter.
+    """
+    try:
+        from peft.optimizers import create_lorafa_optimizer
+    except ImportError as error:
+        raise InvalidInputError(
+            "optimizer 'lorafa' needs peft.optimizers.create_lorafa_optimizer, which the installed peft lacks; "
+            "install peft 0.16 or newer, or choose another optimizer"
+        ) from error
+    adapter: Any = model.peft_config["default"] if hasattr(model, "peft_config") else None
+    if getattr(adapter, "lora_alpha", None) is None or not isinstance(getattr(adapter, "r", None), int):
+        raise InvalidInputError(
+            f"optimizer 'lorafa' trains LoRA's second factor, and method {candidate.method!r} has none; choose lora or "
+            "another optimizer"
+        )
+    rate, decay = candidate.learning_rate, candidate.weight_decay
+    return create_lorafa_optimizer(model, adapter.r, adapter.lora_alpha, rate, decay)
 
 
 def _bitsandbytes_optimizer(groups: list[dict[str, Any]], candidate: Candidate) -> Any:

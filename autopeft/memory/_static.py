@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from autopeft.errors import InvalidInputError
 from autopeft.specs import Candidate, Dtype, ModelSpec
 
 DTYPE_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -91,6 +92,8 @@ def _state_bytes(candidate: Candidate, tensor: TrainedTensors, width: int) -> in
         case "adamw_bnb_8bit" | "paged_adamw_8bit":
             small = entries < EIGHT_BIT_MIN_ENTRIES
             return 8 * entries if small else 2 * entries + 8 * -(-entries // SCALE_BLOCK)
+        case "lorafa":
+            raise InvalidInputError("the closed form does not know LoRA-FA's optimizer; trace it")
 
 
 def optimizer_temporary_bytes(

@@ -1,25 +1,134 @@
-"""Predicts the peak memory of one training step by formulas: no torch, no weights, microseconds a candidate."""
+"""Predicts the peak memory of training steps by arithmetic: no torch, no weights, microseconds a candidate.
+
+The step of each structure (method, dtypes, storage, ... of one model) is recorded once by the ledger; what remains is
+a product of its coefficients with each candidate's rank, rows and length.
+"""
 
 from __future__ import annotations
 
-from autopeft.memory import _activations as activations
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autopeft.errors import ModelError
 from autopeft.memory import _static as static
-from autopeft.memory._block import KNOWN_MODEL_TYPES
-from autopeft.memory._loss import loss_bytes
-from autopeft.memory._widths import Widths, trainable_parameters, trained_tensors, widths_of
-from autopeft.memory.overhead import overhead_bytes
+from autopeft.memory._families import buffer_bytes, head_parameters, known_model_types, why_unknown, window_of
+from autopeft.memory._structure import Structure, rank_and_structure
+from autopeft.memory._trained import trainable_parameters, trained_tensors
+from autopeft.memory.ledger.heads import TRL_TOKEN_CHUNK
+from autopeft.memory.ledger.rows import Rows
+from autopeft.memory.ledger.tape import PARTS
+from autopeft.memory.overhead import WORKSPACES, overhead_bytes, workspace_bytes
 from autopeft.memory.timing import estimate_time
-from autopeft.methods import PeftMethod, get_method
+from autopeft.methods import get_method
 from autopeft.specs import Candidate, Device, MemoryEstimate, ModelSpec
 
-KNOWN_ERROR = 0.05
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+KNOWN_ERROR = 0.03
 """Half-width of the stated interval against a trace; measured, see docs/memory-model.md."""
 
-DORA_CHECKPOINTED_ERROR = 0.12
-"""The same for DoRA with checkpointing, whose wide float32 temporaries in the backward are not in the formulas."""
+HELD = ("base_weights", "adapter_weights", "optimizer_states")
+"""What is there in every phase of a step."""
 
-UNKNOWN_ARCHITECTURE_ERROR = 0.25
-"""The same for an architecture whose layers the formulas do not know."""
+_STRUCTURE = attrgetter(
+    "method", "r", "target_modules", "quantization", "double_quantization", "dtype", "adapter_dtype", "lora_dropout",
+    "activation_checkpointing", "optimizer", "attention", "trainer", "prepare_kbit",
+)  # fmt: skip
+
+
+class UnsupportedArchitectureError(ModelError):
+    """The closed form does not know the model; the text says why, and what it knows."""
+
+    def __init__(self, model: ModelSpec, reason: str) -> None:
+        known = ", ".join(known_model_types())
+        super().__init__(
+            f"{model.id}: {reason}, so that only a trace can price it; install 'autopeft[train]' to trace it, or "
+            f"choose a model of a known type: {known}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """What candidates of one structure and rank share.
+
+    Attributes:
+        held: bytes by ``HELD``.
+        initial: what computing the adapter's initial values holds beside the weights.
+        optimizer: gradients and temporaries of the optimizer's phase.
+    """
+
+    candidate: Candidate
+    structure: Structure
+    rank: float
+    held: tuple[int, int, int]
+    workspace: int
+    initial: int
+    optimizer: tuple[int, int]
+    trainable: int
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateArrays:
+    """Estimates of many candidates, in their order.
+
+    Attributes:
+        peak_memory_bytes: maximum allocated.
+        peak_reserved_bytes, required_bytes: as in MemoryEstimate.
+        phases: peak bytes by phase ("load", "forward", "backward", "optimizer").
+        trainable_parameters: how many parameters require gradients.
+    """
+
+    peak_memory_bytes: Integers
+    peak_reserved_bytes: Integers
+    required_bytes: Integers
+    phases: dict[str, Integers]
+    trainable_parameters: Integers
+    _candidates: Sequence[Candidate]
+    _model: ModelSpec
+    _device: Device | None
+    _groups: Sequence[_Group]
+    _group_of: Integers
+    _numbers: Floats
+    _lengths: Integers
+
+    def __len__(self) -> int:
+        return len(self._candidates)
+
+    def estimate(self, index: int) -> MemoryEstimate:
+        """Returns the estimate of one candidate, with its components, time and assumptions."""
+        group = self._groups[self._group_of[index]]
+        components = _phase_components(group, self._numbers[index])
+        phases = {name: sum(parts.values()) for name, parts in components.items()}
+        widest = max(phases, key=lambda name: phases[name])
+        peak = phases[widest]
+        overhead = overhead_bytes(self._device, peak)
+        length = int(self._lengths[index])
+        time = estimate_time(self._candidates[index], self._model, self._device, sequence_length=length)
+        return MemoryEstimate(
+            peak_memory_bytes=peak,
+            peak_reserved_bytes=peak + overhead.fragmentation_bytes,
+            overhead_bytes=overhead.total_bytes,
+            required_bytes=peak + overhead.total_bytes,
+            components=components[widest],
+            phases=phases,
+            phase_components=components,
+            trainable_parameters=group.trainable,
+            context_bytes=overhead.context_bytes,
+            seconds_per_step=time.seconds_per_step,
+            source="closed_form",
+            relative_error=KNOWN_ERROR,
+            assumptions=(
+                f"every row has {length} tokens, none of them padding",
+                overhead.assumption,
+                *time.assumptions,
+            ),
+        )
 
 
 def estimate_memory(
@@ -27,114 +136,159 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Returns the predicted memory and time of one training step.
 
-    The peak is the largest of four phases: load, forward (the loss), backward, optimizer. docs/memory-model.md holds
-    every formula with its source, what it leaves out and its measured error.
+    The peak is the largest of four phases: load, forward (the loss), backward, optimizer. docs/memory-model.md says
+    how they are found, what is left out and the measured error.
 
     Args:
         candidate: what is trained.
         model: its base model.
         device: what trains; None means an unnamed CUDA device of unknown speed.
         sequence_length: tokens of a row, padding included.
+
+    Raises:
+        UnsupportedArchitectureError: if the closed form does not know the model; see ``covers``.
     """
-    w = widths_of(candidate, model, device.kind if device else "cuda", sequence_length=sequence_length)
-    trainable = trainable_parameters(candidate, model)
-    held = _held(w, trainable)
+    return estimate_many([candidate], model, device, sequence_length=sequence_length).estimate(0)
+
+
+def estimate_many(
+    candidates: Sequence[Candidate],
+    model: ModelSpec,
+    device: Device | None,
+    *,
+    sequence_length: int | Sequence[int],
+) -> EstimateArrays:
+    """Returns the predicted memory of many candidates for one model and device.
+
+    Raises:
+        UnsupportedArchitectureError: if the closed form does not know the model; see ``covers``.
+
+    Args:
+        candidates: of any methods.
+        model: their base model.
+        device: what trains; None means an unnamed CUDA device of unknown speed.
+        sequence_length: tokens of a row, padding included; one for all, or one for each.
+    """
+    reason = covers(model)
+    if reason is not None:
+        raise UnsupportedArchitectureError(model, reason)
+    lengths = np.broadcast_to(np.asarray(sequence_length, dtype=np.int64), (len(candidates),))
+    groups, group_of = _grouped(candidates, lengths, model, device)
+    rows = np.fromiter((each.per_device_batch_size for each in candidates), np.int64, len(candidates))
+    ranks = np.array([group.rank for group in groups])[group_of]
+    numbers = _numbers(rows, lengths, ranks)
+    held = _of_groups(groups, group_of, lambda group: sum(group.held) + group.workspace)
+    load = _of_groups(groups, group_of, lambda group: sum(group.held[:2]))
+    initial = _of_groups(groups, group_of, lambda group: group.initial)
+    optimizer = _of_groups(groups, group_of, lambda group: sum(group.optimizer))
     phases = {
-        "load": {name: held[name] for name in ("base_weights", "adapter_weights")},
-        **_step_phases(w, held, trainable * (w.base if w.trained else w.adapter)),
+        "load": load,
+        "init": load + initial,
+        "forward": held.copy(),
+        "backward": held.copy(),
+        "optimizer": held + optimizer,
     }
-    return _estimate(w, device, phases, trainable)
-
-
-def _held(w: Widths, trainable: int) -> dict[str, int]:
-    """Returns what is there in every phase of a step."""
-    width = w.base if w.trained else w.adapter
-    states = static.optimizer_state_bytes(w.candidate, trained_tensors(w.candidate, w.model), width)
-    return {
-        "base_weights": static.base_weight_bytes(w.candidate, w.model),
-        "adapter_weights": 0 if w.trained else trainable * width,
-        "optimizer_states": states + get_method(w.candidate.method).extra_static_bytes(w.candidate, w.model),
-    }
-
-
-def _step_phases(w: Widths, held: dict[str, int], gradients: int) -> dict[str, dict[str, int]]:
-    """Returns the components of the three phases of a step, each at its own widest moment."""
-    block = activations.block_saved_bytes(w)
-    forward_temporary = activations.block_forward_temporary_bytes(w)
-    backward_temporary = activations.block_backward_temporary_bytes(w) - activations.freed_before_peak_bytes(w)
-    loss = loss_bytes(w)
-    if w.candidate.activation_checkpointing:
-        inputs = w.tokens * w.model.hidden_size * w.stream + activations.kept_despite_checkpointing_bytes(w)
-        kept, kept_by_first = w.model.layers * inputs, inputs
-        # The last block is run again before its backward, so that its forward's peak comes back too.
-        backward_temporary = block + max(backward_temporary, forward_temporary)
-    else:
-        unsaved = activations.first_block_unsaved_bytes(w)
-        kept, kept_by_first = w.model.layers * block - unsaved, block - unsaved
-    early = gradients if w.candidate.gradient_accumulation_steps > 1 else 0
-    at_once = gradients if _has_penalty(w) else early
-    layer_gradients = at_once or (gradients // w.model.layers if w.trained else 0)
-    loss_kept = {"gradients": early, "activations": kept + loss.norm + loss.states}
-    return {
-        "forward": _widest(
-            held | loss_kept | {"logits": loss.forward},
-            held | {"gradients": early, "activations": kept, "temporaries": forward_temporary},
-        ),
-        "backward": _widest(
-            held | loss_kept | {"logits": loss.backward, "gradients": at_once},
-            held | {"gradients": layer_gradients, "activations": kept, "temporaries": backward_temporary},
-            held | {"gradients": gradients, "activations": kept_by_first, "temporaries": backward_temporary},
-        ),
-        "optimizer": held
-        | {
-            "gradients": gradients,
-            "temporaries": static.optimizer_temporary_bytes(
-                w.candidate,
-                trained_tensors(w.candidate, w.model),
-                w.base if w.trained else w.adapter,
-                foreach=w.kind != "cpu",
-            ),
-        },
-    }
-
-
-def _has_penalty(w: Widths) -> bool:
-    """Returns whether the method adds to the loss: its backward comes first and makes every gradient at once."""
-    return type(get_method(w.candidate.method)).extra_loss is not PeftMethod.extra_loss
-
-
-def _widest(*moments: dict[str, int]) -> dict[str, int]:
-    return max(moments, key=lambda parts: sum(parts.values()))
-
-
-def _relative_error(w: Widths) -> float:
-    if w.model.model_type not in KNOWN_MODEL_TYPES:
-        return UNKNOWN_ARCHITECTURE_ERROR
-    return DORA_CHECKPOINTED_ERROR if w.dora and w.candidate.activation_checkpointing else KNOWN_ERROR
-
-
-def _estimate(w: Widths, device: Device | None, phases: dict[str, dict[str, int]], trainable: int) -> MemoryEstimate:
-    components = _widest(*phases.values())
-    peak = sum(components.values())
-    overhead = overhead_bytes(device, peak)
-    time = estimate_time(w.candidate, w.model, device, sequence_length=w.sequence_length)
-    known = w.model.model_type in KNOWN_MODEL_TYPES
-    unknown = () if known else (f"the layers of {w.model.model_type!r} are priced as a llama's; trace it to be sure",)
-    return MemoryEstimate(
-        peak_memory_bytes=peak,
-        peak_reserved_bytes=peak + overhead.fragmentation_bytes,
-        overhead_bytes=overhead.total_bytes,
-        required_bytes=peak + overhead.total_bytes,
-        components=components,
-        phases={name: sum(parts.values()) for name, parts in phases.items()},
-        trainable_parameters=trainable,
-        seconds_per_step=time.seconds_per_step,
-        source="closed_form",
-        relative_error=_relative_error(w),
-        assumptions=(
-            f"every row has {w.sequence_length} tokens, none of them padding",
-            overhead.assumption,
-            *unknown,
-            *time.assumptions,
-        ),
+    _add_moments(phases, groups, group_of, numbers)
+    peak = np.maximum.reduce(list(phases.values()))
+    overheads = [overhead_bytes(device, each) for each in peak.tolist()]
+    reserved = peak + np.array([each.fragmentation_bytes for each in overheads], dtype=np.int64)
+    required = peak + np.array([each.total_bytes for each in overheads], dtype=np.int64)
+    trainable = _of_groups(groups, group_of, lambda group: group.trainable)
+    return EstimateArrays(
+        peak, reserved, required, phases, trainable, candidates, model, device, groups, group_of, numbers, lengths
     )
+
+
+def _of_groups(groups: Sequence[_Group], group_of: Integers, value: Callable[[_Group], int]) -> Integers:
+    """Returns each candidate's value of its group."""
+    found: Integers = np.array([value(group) for group in groups], dtype=np.int64)[group_of]
+    return found
+
+
+def _grouped(
+    candidates: Sequence[Candidate], lengths: Integers, model: ModelSpec, device: Device | None
+) -> tuple[list[_Group], Integers]:
+    """Returns the groups, and which one each candidate belongs to."""
+    places: dict[Any, int] = {}
+    groups: list[_Group] = []
+    group_of = np.empty(len(candidates), dtype=np.int64)
+    beyond = (lengths >= window_of(model)).tolist()
+    for index, candidate in enumerate(candidates):
+        options = tuple(sorted(candidate.options.items())) if candidate.options else ()
+        key = (_STRUCTURE(candidate), candidate.gradient_accumulation_steps > 1, beyond[index], options)
+        place = places.get(key)
+        if place is None:
+            place = places[key] = len(groups)
+            groups.append(_group(candidate, int(lengths[index]), model, device))
+        group_of[index] = place
+    return groups, group_of
+
+
+def _group(candidate: Candidate, length: int, model: ModelSpec, device: Device | None) -> _Group:
+    kind = device.kind if device else "cuda"
+    method = get_method(candidate.method)
+    rank, structure = rank_and_structure(candidate, model, kind, length)
+    trainable = trainable_parameters(candidate, model)
+    tensors = trained_tensors(candidate, model)
+    width = static.DTYPE_BYTES[(candidate.adapter_dtype if method.has_adapter else None) or candidate.dtype]
+    states = static.optimizer_state_bytes(candidate, tensors, width) + method.extra_static_bytes(candidate, model)
+    adapter = trainable * width if method.has_adapter else 0
+    temporary = static.optimizer_temporary_bytes(candidate, tensors, width, foreach=kind != "cpu")
+    base = static.base_weight_bytes(candidate, model) + head_parameters(model)[0] * static.DTYPE_BYTES[candidate.dtype]
+    held = (base + buffer_bytes(model), adapter, states)
+    return _Group(
+        candidate=candidate,
+        structure=structure,
+        rank=rank,
+        held=held,
+        workspace=WORKSPACES * workspace_bytes(device),
+        initial=method.init_temporary_bytes(candidate, model),
+        optimizer=(trainable * width, temporary),
+        trainable=trainable,
+    )
+
+
+def _numbers(rows: Integers, lengths: Integers, ranks: Floats) -> Floats:
+    """Returns the values of the ledger's units, ``(candidates, units)``, in their order."""
+    tokens = rows * lengths
+    tile = np.minimum(tokens - rows, TRL_TOKEN_CHUNK)
+    ones = np.ones(len(rows))
+    columns = (ones, tokens, tokens * lengths, ranks, tokens * ranks, lengths, lengths * lengths, tile, rows)
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def _add_moments(phases: dict[str, Integers], groups: Sequence[_Group], group_of: Integers, numbers: Floats) -> None:
+    """Adds to forward and backward what their widest moment holds, one structure at a time."""
+    structures = {id(group.structure): group.structure for group in groups}
+    structure_of = np.array([id(group.structure) for group in groups])[group_of]
+    for key, structure in structures.items():
+        members = np.flatnonzero(structure_of == key)
+        for name, moments in (("forward", structure.forward), ("backward", structure.backward)):
+            phases[name][members] += _widest(moments, numbers[members])
+
+
+def _widest(moments: Rows, numbers: Floats) -> Integers:
+    found: Integers = np.rint((numbers @ moments.coefficients.T).max(axis=1)).astype(np.int64)
+    return found
+
+
+def _phase_components(group: _Group, numbers: Floats) -> dict[str, dict[str, int]]:
+    held = dict(zip(HELD, group.held, strict=True))
+    found = {"load": {name: held[name] for name in HELD[:2]}}
+    if group.initial:
+        found["init"] = found["load"] | {"temporaries": group.initial}
+    held |= {"workspace": group.workspace} if group.workspace else {}
+    for name, moments in (("forward", group.structure.forward), ("backward", group.structure.backward)):
+        moment = int((moments.coefficients @ numbers).argmax())
+        parts = np.rint(moments.parts[moment] @ numbers).astype(np.int64).tolist()
+        found[name] = held | {part: size for part, size in zip(PARTS, parts, strict=True) if size}
+    found["optimizer"] = held | dict(zip(("gradients", "temporaries"), group.optimizer, strict=True))
+    return found
+
+
+def covers(model: ModelSpec) -> str | None:
+    """Returns why the closed form does not know a model, in one sentence; None if it does.
+
+    ``autopeft.memory.pricing.price_memory`` traces what it does not cover.
+    """
+    return why_unknown(model)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from autopeft.errors import AutoPeftError, InvalidInputError, UnknownNameError
-from autopeft.memory.closed_form import estimate_memory
+from autopeft.memory.closed_form import covers, estimate_memory
 from autopeft.methods import get_method
 from autopeft.profiling.model import resolve_target_modules
 from autopeft.spaces import all_spaces
@@ -23,6 +23,7 @@ from autopeft.specs import (
     ModelSpec,
     Optimizer,
     Quantization,
+    StepStyle,
     TrainerName,
 )
 
@@ -106,8 +107,37 @@ def explicit_candidate(model: ModelSpec, adapter: Mapping[str, Any], rest: Candi
     return replace(candidate, options=method.complete_options(candidate))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tracing:
+    """Whether and how an estimate is traced.
+
+    Attributes:
+        wanted: trace even where the closed form could price it.
+        style: how the loop runs the step; the closed form knows autopeft's own only.
+        environment: virtual environment, or its python, whose libraries are traced; None means this one's.
+    """
+
+    wanted: bool = False
+    style: StepStyle = field(default_factory=StepStyle)
+    environment: str | None = None
+
+    def reason(self, saved: SavedConfig | None, candidate: Candidate, model: ModelSpec) -> str | None:
+        """Returns why only a trace can answer; None if the closed form can."""
+        if saved is not None and saved.needs_trace:
+            return saved.needs_trace
+        if self.environment is not None:
+            return "it is asked for the libraries of another environment"
+        if self.style != StepStyle():
+            return "the closed form knows autopeft's own loop only"
+        if candidate.packing:
+            return "the closed form knows no packed rows"
+        if candidate.optimizer == "lorafa":
+            return "the closed form does not know LoRA-FA's optimizer"
+        return covers(model)
+
+
 def estimate_explicit(
-    candidate: Candidate, model: ModelSpec, device: Device, *, saved: SavedConfig | None, trace: bool
+    candidate: Candidate, model: ModelSpec, device: Device, *, saved: SavedConfig | None, tracing: Tracing
 ) -> MemoryEstimate:
     """Returns the estimate of one configuration; traced if asked for, or if only a trace can price it.
 
@@ -118,25 +148,32 @@ def estimate_explicit(
     problem = get_method(candidate.method).why_not(candidate, model, device)
     if problem is not None:
         raise InvalidInputError(problem)
-    needs_trace = saved.needs_trace if saved else None
-    if saved is not None and (trace or needs_trace):
+    reason = tracing.reason(saved, candidate, model)
+    if saved is not None and (tracing.wanted or reason):
         candidate = replace(candidate, options={**candidate.options, "peft_config": saved.text})
-    if not (trace or needs_trace):
+    if not (tracing.wanted or reason):
         estimate = estimate_memory(candidate, model, device, sequence_length=candidate.max_length)
     else:
-        estimate = _traced(candidate, model, device, saved)
-    notes = (*_notes_on(saved, trace), *_unsupported(candidate, model, device))
+        estimate = _traced(candidate, model, device, saved, tracing)
+    because = () if reason is None or tracing.wanted else (f"traced, since {reason}",)
+    notes = (*because, *_unsupported(candidate, model, device))
     return replace(estimate, assumptions=(*notes, *estimate.assumptions))
 
 
-def _traced(candidate: Candidate, model: ModelSpec, device: Device, saved: SavedConfig | None) -> MemoryEstimate:
-    from autopeft.memory.quiet import quiet_libraries
+def _traced(
+    candidate: Candidate, model: ModelSpec, device: Device, saved: SavedConfig | None, tracing: Tracing
+) -> MemoryEstimate:
+    from autopeft.memory.trace import trace_memory
 
     try:
-        with quiet_libraries():
-            from autopeft.memory.trace import trace_memory
-
-            return trace_memory(candidate, model, device, sequence_length=candidate.max_length)
+        return trace_memory(
+            candidate,
+            model,
+            device,
+            sequence_length=candidate.max_length,
+            style=tracing.style,
+            environment=tracing.environment,
+        )
     except AutoPeftError:
         raise
     except Exception as error:
@@ -163,16 +200,6 @@ def _unsupported(candidate: Candidate, model: ModelSpec, device: Device) -> tupl
     if limit is not None and candidate.max_length > limit:
         notes.append(f"rows of {candidate.max_length} tokens are longer than the {limit} that {model.id} reads")
     return tuple(notes)
-
-
-def _notes_on(saved: SavedConfig | None, trace: bool) -> tuple[str, ...]:
-    if saved is None or saved.needs_trace is None:
-        return ()
-    notes = () if trace else (f"traced, since {saved.needs_trace}",)
-    everywhere = saved.settings["target_modules"] is None
-    if saved.peft_type in _PRICED_TYPES and not everywhere:
-        return notes
-    return (*notes, f"the time is that of LoRA on {'all linear' if everywhere else 'the same'} layers")
 
 
 def read_peft_config(path: Path, model: ModelSpec) -> SavedConfig:
@@ -234,10 +261,10 @@ def _without_initial_values(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_unknown_choices(candidate: Candidate) -> None:
-    for field, choices in _CLOSED_SETS.items():
-        value = getattr(candidate, field)
-        if value not in get_args(choices) and not (field == "adapter_dtype" and value is None):
-            raise UnknownNameError(field, str(value), get_args(choices))
+    for name, choices in _CLOSED_SETS.items():
+        value = getattr(candidate, name)
+        if value not in get_args(choices) and not (name == "adapter_dtype" and value is None):
+            raise UnknownNameError(name, str(value), get_args(choices))
 
 
 def _refuse_impossible_numbers(numbers: Mapping[str, Any]) -> None:

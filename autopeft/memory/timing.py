@@ -1,19 +1,85 @@
-"""Predicts the seconds of one optimizer step from its floating-point operations and the bytes it moves."""
+"""Predicts the seconds of one optimizer step by arithmetic: no trace, no torch, for one candidate or arrays of lengths.
+
+The rates are those of ``autopeft.memory.step_time``, which prices what a trace counted. Here the kernels, calls and
+bytes of a block are constants, counted once in traces of Llama-3.2-3B (transformers 5.13, peft 0.20).
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
 from autopeft.memory._static import DTYPE_BYTES
-from autopeft.memory._widths import trainable_parameters
+from autopeft.memory._trained import adapted, trainable_parameters
+from autopeft.memory.rates import DeviceRates, device_rates, host_rates
 from autopeft.methods import get_method
 from autopeft.specs import Candidate, Device, ModelSpec, TimeEstimate
 
-MATMUL_EFFICIENCY = {"float32": 0.6, "bfloat16": 0.45, "float16": 0.45}
-"""Share of the device's dense peak that matrix products of a training step reach: 16-bit tensor cores stay at 40 to
-50 % model FLOP utilization (PaLM, arXiv 2204.02311, reports 46 %; recalled, unverified), plain float32 units are
-easier to fill. A measured ``Device.peak_flops`` of a host processor is what a large product reached."""
 
-BANDWIDTH_EFFICIENCY = 0.7
-"""Share of the peak bandwidth that element-wise kernels reach (recalled, unverified)."""
+class _Counts(NamedTuple):
+    """Kernels and calls of operators."""
+
+    kernels: float
+    calls: float
+
+
+BLOCK = {"forward": _Counts(43, 93), "backward": _Counts(70, 130)}
+"""Of one frozen block."""
+
+ADAPTED = {"forward": _Counts(6, 12), "backward": _Counts(9, 15)}
+"""Of the adapter of one layer, with the casts of float32 factors above a 16-bit base."""
+
+NORMED = {"forward": _Counts(15, 20), "backward": _Counts(6, 10)}
+"""What DoRA adds to one layer: the weight's norm, the scaling of two outputs."""
+
+TRAINED_WEIGHT = _Counts(1, 3)
+"""The product that makes a trained weight's gradient."""
+
+UPDATE = _Counts(12, 12)
+"""Of foreach AdamW and clipping, by trained tensor; most calls are norms and scalings of single gradients."""
+
+NORM_BYTES, RESIDUAL_BYTES, ROTARY_BYTES, INNER_BYTES = 72, 12, 40, 10
+"""Bytes a token and entry that a block's forward moves outside products, by entries of the hidden state (two norms with
+their float32 copies; residual sums), of query and key (rotary embedding), and of the MLP (activation and product)."""
+
+BACKWARD_MOVES = 1.8
+"""Bytes that a block's backward moves, as a multiple of its forward's."""
+
+ADAPTER_BYTES = {2: (0, 8), 4: (6, 24)}
+"""Bytes a token that an adapter moves, by entries of its layer's input and output: 16-bit factors, float32 factors."""
+
+LOSS_BYTES = {"forward": 18, "backward": 30}
+"""Bytes a token and vocabulary entry that the loss moves around its products."""
+
+NORM_OF_WEIGHT_BYTES = 34
+"""Bytes an entry of a weight that DoRA's norm moves: casts, the update's product, the sum and its norm."""
+
+DEQUANTIZED_BYTES = {"nf4": 2.56, "int8": 2.0}
+"""Bytes a weight that bitsandbytes moves for each product: 4 bits and their scales, and 16 bits; int8 is multiplied as
+it is, its input quantized and its output scaled."""
+
+UPDATE_PASSES = 23
+"""Times that clipping and foreach AdamW read or write a trained parameter (counted in a trace)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Phase:
+    """What one phase does; numbers, or arrays over lengths.
+
+    Attributes:
+        products: dtype -> floating-point operations.
+        attention: floating-point operations of fused attention.
+        moved: bytes of element-wise kernels.
+        dequantized: bytes of bitsandbytes' kernels.
+    """
+
+    products: dict[str, Any]
+    attention: Any
+    moved: Any
+    dequantized: float
+    counts: _Counts
 
 
 def estimate_time(
@@ -26,11 +92,6 @@ def estimate_time(
 ) -> TimeEstimate:
     """Returns the time of one optimizer step, accumulation included.
 
-    seconds = ratio * (FLOPs / (efficiency * peak FLOP/s) + bytes moved / (efficiency * bandwidth)).
-
-    Leaves out kernel launches, data loading and everything that overlaps; the known error is 30 % and more for small
-    models, whose kernels do not fill a GPU. Ratios between candidates of one model are far better than that.
-
     Args:
         candidate: what is trained.
         model: its base model.
@@ -38,61 +99,163 @@ def estimate_time(
         sequence_length: tokens of a row, padding included.
         step_time_ratio: seconds of the method's step as a multiple of plain LoRA's at the same rank and targets.
     """
-    tokens = candidate.per_device_batch_size * sequence_length
-    flops = candidate.gradient_accumulation_steps * _flops_per_forward(candidate, model, tokens, sequence_length)
+    flops = float(flops_per_step(candidate, model, sequence_length))
     if device is None:
         return TimeEstimate(seconds_per_step=None, flops_per_step=flops, assumptions=("no device was named",))
-    peak = device.peak_flops.get(candidate.dtype)
-    if peak is None:
-        text = f"the {candidate.dtype} speed of {device.name} is unknown, so the time is not predicted"
-        return TimeEstimate(seconds_per_step=None, flops_per_step=flops, assumptions=(text,))
-    efficiency = MATMUL_EFFICIENCY[candidate.dtype]
-    seconds = flops / (efficiency * peak)
-    assumptions = [f"matrix products reach {efficiency:.0%} of the device's {candidate.dtype} peak"]
-    if device.memory_bandwidth_bytes_per_second:
-        moved = _bytes_moved(candidate, model, tokens)
-        seconds += moved / (BANDWIDTH_EFFICIENCY * device.memory_bandwidth_bytes_per_second)
-        assumptions.append(f"element-wise kernels reach {BANDWIDTH_EFFICIENCY:.0%} of the memory bandwidth")
-    return TimeEstimate(
-        seconds_per_step=step_time_ratio * seconds, flops_per_step=flops, assumptions=tuple(assumptions)
-    )
+    rates = device_rates(device)
+    missing = rates.missing([candidate.dtype])
+    if missing:
+        return TimeEstimate(seconds_per_step=None, flops_per_step=flops, assumptions=(missing,))
+    seconds = float(seconds_per_step(candidate, model, rates, sequence_length))
+    return TimeEstimate(seconds_per_step=step_time_ratio * seconds, flops_per_step=flops, assumptions=rates.assumptions)
 
 
-def _flops_per_forward(candidate: Candidate, model: ModelSpec, tokens: int, sequence_length: int) -> float:
-    """Returns the FLOPs of one forward and backward.
+def flops_per_step(candidate: Candidate, model: ModelSpec, sequence_length: Any) -> Any:
+    """Returns the FLOPs of all products of one optimizer step; an array of lengths gives an array.
 
     A weight costs 2 FLOPs a token in the forward, 2 for the gradient of its input, 2 for its own gradient if it is
     trained, and 2 more where checkpointing repeats the forward: 6 N for a trained base, 4 N for a frozen one.
-    Attention adds ``4 * layers * width * length`` a token in the forward (half of it under a causal mask) and twice
-    that in the backward.
+    Attention adds ``4 * layers * width * length`` a token in the forward (half of it under a causal mask) and 2.5
+    times that in the backward, where the fused kernel makes the scores again (arXiv 2307.08691, section 3.1).
     """
-    trainable = trainable_parameters(candidate, model)
-    has_adapter = get_method(candidate.method).has_adapter
-    base = sum(layer.count * layer.in_features * layer.out_features for layer in model.linear_layers)
-    repeat = 1 if candidate.activation_checkpointing else 0
-    base_flops = base * (2 * (2 + repeat) + (0 if has_adapter else 2))
-    adapter_flops = trainable * 2 * (3 + repeat) if has_adapter else 0
+    work = [_phase(name, candidate, model, sequence_length) for name in ("forward", "backward")]
+    total = sum(sum(phase.products.values()) + phase.attention for phase in work)
+    return candidate.gradient_accumulation_steps * total
+
+
+def seconds_per_step(candidate: Candidate, model: ModelSpec, rates: DeviceRates, sequence_length: Any) -> Any:
+    """Returns the seconds of one optimizer step; an array of lengths gives an array.
+
+    The host starts kernels ahead of the device; the device takes a kernel's latency and its work:
+
+        device = max(device + latencies + FLOPs / reached FLOP/s + bytes / reached bandwidth, host)
+
+    phase by phase. Leaves out data loading and everything between steps. Known error: see docs/memory-model.md.
+    """
+    started = finished = 0.0 * np.asarray(sequence_length)
+    for name in ("forward", "backward"):
+        phase = _phase(name, candidate, model, sequence_length)
+        repeats = candidate.gradient_accumulation_steps
+        started = started + repeats * _host_seconds(name, phase.counts, rates)
+        busy = repeats * _device_seconds(phase, candidate, rates)
+        finished = np.maximum(finished + busy, started)
+    parameters = trainable_parameters(candidate, model)
+    counts = _scaled(UPDATE, _trained_tensors(candidate, model))
+    moved = UPDATE_PASSES * parameters * DTYPE_BYTES[candidate.adapter_dtype or candidate.dtype]
+    busy = counts.kernels * rates.latency_seconds("optimizer") + rates.seconds_to_move("optimizer", moved, moved)
+    return np.maximum(finished + busy, started + _host_seconds("optimizer", counts, rates))
+
+
+def _host_seconds(phase: str, counts: _Counts, rates: DeviceRates) -> float:
+    if not rates.queued:
+        return 0.0
+    host = host_rates()
+    return host.seconds(phase, "call", counts.calls) + host.seconds(phase, "kernel", counts.kernels)
+
+
+def _device_seconds(phase: _Phase, candidate: Candidate, rates: DeviceRates) -> Any:
+    products = sum(rates.seconds_to_compute("matmul", dtype, flops) for dtype, flops in phase.products.items())
+    attention = rates.seconds_to_compute("attention", candidate.dtype, phase.attention)
+    # The second-level cache is left out, unlike in a trace, which knows every kernel's size: it would say that two
+    # small forwards are faster than one large, on grounds too coarse to choose batches by.
+    moving = phase.moved / rates.reached_bandwidth("optimizer", 0.0)
+    dequantizing = rates.seconds_to_move("dequantize", phase.dequantized, phase.dequantized)
+    return products + attention + moving + dequantizing + phase.counts.kernels * rates.latency_seconds("elementwise")
+
+
+def _phase(name: str, candidate: Candidate, model: ModelSpec, sequence_length: Any) -> _Phase:
+    """Returns what one forward or one backward does; a checkpointed backward does the forward again."""
+    own = _own_work(name, candidate, model, sequence_length)
+    if name == "forward" or not candidate.activation_checkpointing:
+        return own
+    again = _own_work("forward", candidate, model, sequence_length)
+    return _Phase(
+        products={dtype: own.products[dtype] + again.products[dtype] for dtype in own.products},
+        attention=own.attention + again.attention,
+        moved=own.moved + again.moved,
+        dequantized=own.dequantized + again.dequantized,
+        counts=_Counts(own.counts.kernels + again.counts.kernels, own.counts.calls + again.counts.calls),
+    )
+
+
+def _own_work(name: str, candidate: Candidate, model: ModelSpec, sequence_length: Any) -> _Phase:
+    tokens = candidate.per_device_batch_size * np.asarray(sequence_length, dtype=float)
+    backward = name == "backward"
+    layers = model.linear_layers
+    weights = sum(layer.count * layer.in_features * layer.out_features for layer in layers)
+    quantizable = sum(x.count * x.in_features * x.out_features for x in layers if x.quantizable)
+    products: dict[str, Any] = {
+        candidate.dtype: tokens * weights * 2 * (2 if backward and not _has_adapter(candidate) else 1)
+    }
+    if _has_adapter(candidate):
+        dtype = _product_dtype(candidate)
+        flops = tokens * trainable_parameters(candidate, model) * 2 * (2 if backward else 1)
+        products[dtype] = products.get(dtype, 0.0) + flops
     causal = 0.5 if model.kind == "causal_lm" else 1.0
-    attention = 4 * causal * model.layers * model.attention_heads * model.head_dim * sequence_length * (3 + repeat)
-    return float(tokens * (base_flops + adapter_flops + attention))
+    width = model.layers * model.attention_heads * model.head_dim
+    return _Phase(
+        products=products,
+        attention=tokens * 4 * causal * width * np.asarray(sequence_length) * (2.5 if backward else 1.0),
+        moved=_moved(name, candidate, model, tokens),
+        dequantized=DEQUANTIZED_BYTES.get(candidate.quantization, 0.0) * quantizable,
+        counts=_counts(name, candidate, model),
+    )
 
 
-def _bytes_moved(candidate: Candidate, model: ModelSpec, tokens: int) -> float:
-    """Returns bytes of one optimizer step that element-wise kernels read and write.
+def _moved(name: str, candidate: Candidate, model: ModelSpec, tokens: Any) -> Any:
+    """Returns the bytes that element-wise kernels read and write."""
+    backward = name == "backward"
+    heads = (model.attention_heads + model.key_value_heads) * model.head_dim
+    hidden, inner = model.hidden_size, model.intermediate_size
+    block = (NORM_BYTES + RESIDUAL_BYTES) * hidden + ROTARY_BYTES * heads + INNER_BYTES * inner
+    of_input, of_output = ADAPTER_BYTES[DTYPE_BYTES[candidate.adapter_dtype or candidate.dtype]]
+    adapters = sum(
+        layer.count * (of_input * layer.in_features + of_output * layer.out_features)
+        for layer in adapted(candidate, model)
+    )
+    in_blocks = tokens * (model.layers * block + adapters) * (BACKWARD_MOVES if backward else 1.0)
+    return in_blocks + tokens * model.vocab_size * LOSS_BYTES[name] + _norm_bytes(name, candidate, model)
 
-    Every layer touches its residual stream about 20 times and its MLP width about 10 times in forward and backward;
-    a quantized weight is read (1 byte at most) and its 16-bit copy written and read at each of its products; the
-    optimizer reads and writes weight, gradient and two states.
-    """
-    width = DTYPE_BYTES[candidate.dtype]
-    passes = 3 if candidate.activation_checkpointing else 2
-    per_token = width * model.layers * (20 * model.hidden_size + 10 * model.intermediate_size) * passes / 2
-    dequantized = 0
-    if candidate.quantization != "none":
-        weights = sum(
-            layer.count * layer.in_features * layer.out_features for layer in model.linear_layers if layer.quantizable
-        )
-        dequantized = passes * weights * (1 + 2 * width)
-    trainable = trainable_parameters(candidate, model)
-    optimizer = trainable * 7 * DTYPE_BYTES[candidate.adapter_dtype or candidate.dtype]
-    return candidate.gradient_accumulation_steps * (tokens * per_token + dequantized) + optimizer
+
+def _norm_bytes(name: str, candidate: Candidate, model: ModelSpec) -> float:
+    if name == "backward" or not _normed(candidate):
+        return 0.0
+    entries = sum(layer.count * layer.in_features * layer.out_features for layer in adapted(candidate, model))
+    return float(NORM_OF_WEIGHT_BYTES * entries)
+
+
+def _counts(name: str, candidate: Candidate, model: ModelSpec) -> _Counts:
+    sites = sum(layer.count for layer in adapted(candidate, model))
+    parts = [_scaled(BLOCK[name], model.layers), _scaled(ADAPTED[name], sites)]
+    if _normed(candidate):
+        parts.append(_scaled(NORMED[name], sites))
+    if name == "backward" and not _has_adapter(candidate):
+        parts.append(_scaled(TRAINED_WEIGHT, sum(layer.count for layer in model.linear_layers)))
+    return _Counts(sum(part.kernels for part in parts), sum(part.calls for part in parts))
+
+
+def _scaled(counts: _Counts, times: float) -> _Counts:
+    return _Counts(counts.kernels * times, counts.calls * times)
+
+
+def _trained_tensors(candidate: Candidate, model: ModelSpec) -> int:
+    """Returns about how many tensors are trained: two factors a layer, or the weights and two norms a block."""
+    if _has_adapter(candidate):
+        return 2 * sum(layer.count for layer in adapted(candidate, model))
+    return sum(layer.count for layer in model.linear_layers) + 2 * model.layers
+
+
+def _has_adapter(candidate: Candidate) -> bool:
+    return get_method(candidate.method).has_adapter
+
+
+def _normed(candidate: Candidate) -> bool:
+    spec = get_method(candidate.method).adapter_spec(candidate, 1000) if _has_adapter(candidate) else None
+    return spec is not None and bool(spec.settings.get("use_dora"))
+
+
+def _product_dtype(candidate: Candidate) -> str:
+    """Returns the dtype that the adapter's products run in: under autocast the base's, else the adapter's."""
+    if candidate.dtype != "float32" and candidate.adapter_dtype == "float32":
+        return candidate.dtype
+    return candidate.adapter_dtype or candidate.dtype

@@ -1,138 +1,174 @@
 """Predicts memory by running the real training step of the real model on fake tensors: no weights, no GPU.
 
-The model is built on the meta device, gets its adapter there, and then steps twice inside torch's FakeTensorMode, by
-the same engine functions that training uses, while every storage is watched.
+The model is built without storage, gets its adapter, and steps inside torch's FakeTensorMode, by the same engine
+functions that training uses, while every storage is watched (``autopeft.memory.tracing``). That happens in this
+process, or in the environment that will train (``autopeft.memory.environment``).
 """
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from autopeft.engine.stack import require_training_stack
 from autopeft.errors import InvalidInputError, ModelError
-from autopeft.memory._depth import extrapolate, pattern_period, shallow_depths
-from autopeft.memory.overhead import overhead_bytes
-from autopeft.memory.timing import estimate_time
-from autopeft.specs import Candidate, Device, DeviceKind, MemoryEstimate, ModelSpec
+from autopeft.memory import trace_cache
+from autopeft.memory.environment import find_environment, trace_in
+from autopeft.memory.overhead import context_assumption, context_bytes, workspace_bytes
+from autopeft.memory.quiet import quiet_libraries
+from autopeft.memory.step_time import seconds_from_costs
+from autopeft.memory.tracing.request import TraceAnswer, TraceRequest
+from autopeft.memory.tracing.versions import installed_versions
+from autopeft.specs import Candidate, Device, MemoryEstimate, ModelSpec, StepStyle
 
-if TYPE_CHECKING:
-    from autopeft.memory._traced_step import TracedStep
-
-RELATIVE_ERROR = 0.03
-"""Half-width of the stated interval: what a traced step does not know is the kernels' own workspace."""
+RELATIVE_ERROR = 0.02
+"""Half-width of the stated interval: what a traced step does not know is the kernels' own workspace and how rows of
+different length follow each other (docs/memory-accuracy.md)."""
 
 
 def trace_memory(
-    candidate: Candidate, model: ModelSpec, device: Device | None, *, sequence_length: int
+    candidate: Candidate,
+    model: ModelSpec,
+    device: Device | None,
+    *,
+    sequence_length: int,
+    style: StepStyle | None = None,
+    environment: str | Path | None = None,
 ) -> MemoryEstimate:
-    """Returns the memory of one training step, traced; the time is the closed form's.
+    """Returns the memory and time of one training step, traced.
 
     Args:
         candidate: what is trained.
         model: its configuration decides what is built.
         device: decides kernels and optimizer form; None means an unnamed CUDA device.
-        sequence_length: tokens of every row; all of them count in the loss, none is padding.
+        sequence_length: tokens of every row; all of them count in the loss, none is padding unless ``style.padded``.
+        style: how the loop runs the step; None means autopeft's own.
+        environment: virtual environment, or its python, whose libraries are traced; None means this one's.
 
     Raises:
-        MissingExtraError: if the training stack is not installed.
-        ModelError: if the installed transformers cannot build the model, or not with this attention.
-        InvalidInputError: if an encoder is to be quantized.
+        MissingExtraError: if the training stack is not installed here, without an environment.
+        ModelError: if the libraries cannot build the model, or not with this attention.
+        InvalidInputError: if an encoder is to be quantized, or the environment cannot trace.
     """
-    require_training_stack("tracing a training step")
     if model.kind == "encoder" and candidate.quantization != "none":
         raise InvalidInputError(
             f"{model.id} with quantization {candidate.quantization!r} cannot be traced: the installed transformers "
             "quantizes its classification head too, which then cannot be trained; use quantization none"
         )
-    from autopeft.memory._traced_step import Setting, trace_step
-
-    kind: DeviceKind = device.kind if device else "cuda"
-    config = _configuration(model)
-    layers: int = config.num_hidden_layers
-    depths = shallow_depths(layers, pattern_period(getattr(config, "layer_types", None), layers))
-    traces = [
-        trace_step(
-            Setting(
-                candidate=candidate,
-                config=_shortened(config, depth),
-                encoder=model.kind == "encoder",
-                kind=kind,
-                sequence_length=sequence_length,
-            )
+    if model.kind == "encoder" and model.context_length is not None and sequence_length > model.context_length:
+        raise InvalidInputError(
+            f"{model.id} reads at most {model.context_length} tokens, not {sequence_length}; "
+            f"give --sequence-length {model.context_length} or less"
         )
-        for depth in depths
-    ]
-    full = traces[0] if len(traces) == 1 else _at_full_depth(traces, depths, layers)
-    return _estimate(candidate, model, device, full, sequence_length=sequence_length)
+    request = _request(candidate, model, device, sequence_length, style or StepStyle())
+    return _estimate(request, answer_to(request, environment), device)
 
 
-def _configuration(model: ModelSpec) -> Any:
-    from transformers import AutoConfig
+def answer_to(request: TraceRequest, environment: str | Path | None = None) -> TraceAnswer:
+    """Returns the answer to a request from the cache, or traced and kept there.
 
+    Raises:
+        MissingExtraError: if the training stack is not installed here, without an environment.
+        ModelError: if the libraries cannot build the model.
+    """
+    answer = next(answers_to([request], environment))
+    if isinstance(answer, ModelError):
+        raise answer
+    return answer
+
+
+def answers_to(
+    requests: Sequence[TraceRequest], environment: str | Path | None = None
+) -> Iterator[TraceAnswer | ModelError]:
+    """Yields the answers to many requests, in order; with an environment one process of it answers all.
+
+    Raises:
+        MissingExtraError: if the training stack is not installed here, without an environment.
+    """
+    there = find_environment(environment) if environment is not None else None
+    versions = there.versions if there else installed_versions()
+    keys = [trace_cache.cache_key(request, versions) for request in requests]
+    kept = {key: trace_cache.read(key) for key in keys}
+    missing = [request for request, key in zip(requests, keys, strict=True) if kept[key] is None]
+    fresh = trace_in(there, missing) if there else map(_traced_here, missing)
+    for key in keys:
+        answer = kept[key] or next(fresh)
+        if not isinstance(answer, ModelError) and kept[key] is None:
+            trace_cache.write(key, answer)
+        yield answer
+
+
+def _traced_here(request: TraceRequest) -> TraceAnswer:
+    require_training_stack("tracing a training step")
+    with quiet_libraries():
+        from autopeft.memory.tracing.core import trace
+
+        return trace(request)
+
+
+def _request(
+    candidate: Candidate, model: ModelSpec, device: Device | None, sequence_length: int, style: StepStyle
+) -> TraceRequest:
     if not model.config:
         raise ModelError(f"{model.id} has no config.json, from which a trace builds the model; use the closed form")
-    settings = {
-        name: value for name, value in model.config.items() if name not in ("model_type", "dtype", "torch_dtype")
-    }
-    settings.pop("quantization_config", None)
-    try:
-        return AutoConfig.for_model(model.model_type, **settings)
-    except (ValueError, KeyError, TypeError) as error:
-        text = f"the installed transformers cannot build a {model.model_type!r} model from the config of {model.id}"
-        raise ModelError(f"{text}: {error}") from error
-
-
-def _shortened(config: Any, layers: int) -> Any:
-    """Returns the configuration of the same model with so many layers."""
-    short = copy.deepcopy(config)
-    short.num_hidden_layers = layers
-    if getattr(short, "layer_types", None):
-        short.layer_types = short.layer_types[:layers]
-    return short
-
-
-def _at_full_depth(traces: list[TracedStep], depths: tuple[int, ...], layers: int) -> TracedStep:
-    """Returns the trace at full depth; every part is linear in depth, their maximum is not."""
-    from autopeft.memory._traced_step import TracedStep
-
-    low, high = traces
-    pair = (depths[0], depths[1])
-    parts = {name: extrapolate(low.parts.get(name, part), part, pair, layers) for name, part in high.parts.items()}
-    periods = (layers - pair[0]) // (pair[1] - pair[0])
-    grown = (high.trainable_parameters - low.trainable_parameters) * periods
-    return TracedStep(parts, low.trainable_parameters + grown)
-
-
-def _estimate(
-    candidate: Candidate, model: ModelSpec, device: Device | None, step: TracedStep, *, sequence_length: int
-) -> MemoryEstimate:
-    components = max(step.parts.values(), key=lambda part: part.total_bytes)
-    peak = components.total_bytes
-    overhead = overhead_bytes(device, peak)
-    time = estimate_time(candidate, model, device, sequence_length=sequence_length)
-    return MemoryEstimate(
-        peak_memory_bytes=peak,
-        peak_reserved_bytes=peak + overhead.fragmentation_bytes,
-        overhead_bytes=overhead.total_bytes,
-        required_bytes=peak + overhead.total_bytes,
-        components=components.components,
-        phases=_phases(step),
-        trainable_parameters=step.trainable_parameters,
-        seconds_per_step=time.seconds_per_step,
-        source="traced",
-        relative_error=RELATIVE_ERROR,
-        assumptions=(
-            f"every row has {sequence_length} tokens, none of them padding",
-            overhead.assumption,
-            *time.assumptions,
-        ),
+    return TraceRequest(
+        candidate=candidate,
+        model_type=model.model_type,
+        config=model.config,
+        encoder=model.kind == "encoder",
+        kind=device.kind if device else "cuda",
+        sequence_length=sequence_length,
+        style=style,
+        workspace_bytes=workspace_bytes(device),
     )
 
 
-def _phases(step: TracedStep) -> dict[str, int]:
-    phases: dict[str, int] = {}
-    for name, part in step.parts.items():
+def _estimate(request: TraceRequest, answer: TraceAnswer, device: Device | None) -> MemoryEstimate:
+    highest = max(answer.parts, key=lambda name: sum(answer.parts[name].values()))
+    components = answer.parts[highest]
+    peak = sum(components.values())
+    reserved = max(peak, answer.peak_reserved_bytes or 0)
+    overhead = max(peak, answer.least_reserved_bytes or 0) - peak + context_bytes(device)
+    phases = _by_phase(answer)
+    time = seconds_from_costs(answer.costs, device)
+    return MemoryEstimate(
+        peak_memory_bytes=peak,
+        peak_reserved_bytes=reserved,
+        overhead_bytes=overhead,
+        required_bytes=peak + overhead,
+        components=components,
+        phases={name: sum(parts.values()) for name, parts in phases.items()},
+        phase_components=phases,
+        peak_operation=f"{highest}: {answer.operations[highest]}",
+        trainable_parameters=answer.trainable_parameters,
+        seconds_per_step=time.seconds_per_step,
+        source="traced",
+        relative_error=RELATIVE_ERROR,
+        versions=answer.versions,
+        context_bytes=context_bytes(device),
+        assumptions=(*_assumptions(request, answer, device), *time.assumptions),
+    )
+
+
+def _assumptions(request: TraceRequest, answer: TraceAnswer, device: Device | None) -> tuple[str, ...]:
+    padding = "shorter ones padded" if request.style.padded else "none of them padding"
+    replayed = (
+        "reserved memory by replaying CUDA's caching allocator on the traced training; required is what it cannot do "
+        "without when it gives its cache back first"
+    )
+    return (
+        f"every row has {request.sequence_length} tokens, {padding}",
+        context_assumption(device),
+        *((replayed,) if answer.peak_reserved_bytes is not None else ()),
+        *answer.notes,
+    )
+
+
+def _by_phase(answer: TraceAnswer) -> dict[str, dict[str, int]]:
+    """Returns the components of each phase at the highest of its parts."""
+    phases: dict[str, dict[str, int]] = {}
+    for name, part in answer.parts.items():
         phase = name.partition(" ")[0]
-        phases[phase] = max(phases.get(phase, 0), part.total_bytes)
+        if phase not in phases or sum(part.values()) > sum(phases[phase].values()):
+            phases[phase] = part
     return phases

@@ -108,6 +108,11 @@ class PeftMethod(ABC):
         del candidate, model
         return 0
 
+    def init_temporary_bytes(self, candidate: Candidate, model: ModelSpec) -> int:
+        """Returns what ``prepare`` holds on the device at its widest, beside the weights; 0 if it computes nothing."""
+        del candidate, model
+        return 0
+
     def layer_saved_bytes(self, candidate: Candidate, layer: LinearLayer) -> int:
         """Returns bytes that one adapted layer's forward keeps for backward, beyond those of plain LoRA.
 

@@ -62,10 +62,12 @@ class AdaLora(PeftMethod):
         width = 2 if candidate.adapter_dtype in ("bfloat16", "float16") else 4
         return 3 * width * self.trainable_parameters(candidate, model)
 
-    def extra_loss(self, model: Any, context: MethodContext) -> torch.Tensor:
+    def extra_loss(self, model: Any, context: MethodContext) -> torch.Tensor | None:
         """Returns the orthogonality penalty of equation 4: mean over factors of ``||P^T P - I||_F``, weighted."""
         import torch
 
+        if "peft_config" in context.candidate.options:
+            return None  # somebody else's configuration keeps peft's own penalty
         weight = float(context.candidate.options.get("orth_reg_weight", ORTHOGONALITY_WEIGHT))
         penalties = []
         for name, parameter in model.named_parameters():

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from autopeft.methods._base import AdapterSpec, MethodContext, PeftMethod, lora_settings, low_rank_parameters, rank_of
 from autopeft.specs import Candidate, Device, LinearLayer, ModelSpec
+from autopeft.specs.targets import adapted_layers
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +46,17 @@ class LoftQ(PeftMethod):
             )
         return super().why_not(candidate, model, device)
 
+    def init_temporary_bytes(self, candidate: Candidate, model: ModelSpec) -> int:
+        """Returns the bytes of the widest moment over the adapted layers; one layer is worked on at a time.
+
+        While the update's fit is checked there are four float32 matrices ``(out, in)``: the original, the residual, the
+        update and the scaled update. The randomized factors beside them have ``r + OVERSAMPLING`` columns; a full SVD
+        holds original, residual, the copy it destroys and its three factors.
+        """
+        r = rank_of(candidate)
+        layers = adapted_layers(model, candidate.target_modules)
+        return max((_fit_bytes(layer.out_features, layer.in_features, r) for layer in layers), default=0)
+
     def prepare(self, model: Any, context: MethodContext) -> dict[str, Any]:
         """Sets A and B of every adapted layer; returns each layer's relative quantization error before and after."""
         import torch
@@ -58,6 +70,14 @@ class LoftQ(PeftMethod):
                     original = context.weights.weight(path)
                     before[path], after[path] = _compensate(layer, original, context.seed)
         return {"quantization_error_before": before, "quantization_error_after": after}
+
+
+def _fit_bytes(rows: int, columns: int, r: int) -> int:
+    checked = 4 * rows * columns + r * (rows + columns)
+    if 2 * (r + OVERSAMPLING) < min(rows, columns):
+        return 4 * (checked + (r + OVERSAMPLING) * (rows + columns))
+    rank = min(rows, columns)
+    return 4 * max(checked + rank * (rows + columns), 3 * rows * columns + rank * (rows + columns + 1))
 
 
 def _compensate(layer: Any, original: torch.Tensor, seed: int) -> tuple[float, float]:

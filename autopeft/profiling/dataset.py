@@ -34,6 +34,8 @@ SHORTEST_MAX_LENGTH = 128
 """Shortest row of the truncation table."""
 _QUANTILES = ("0.5", "0.9", "0.95", "0.99")
 _LONGEST_COUNTED = 8
+_HISTOGRAM_WIDTH = 0.01
+"""Lengths of one histogram entry differ by less than this share; all lengths of up to 100 tokens are told apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ def profile_dataset(
         mean_tokens=lengths.total_tokens / len(examples),
         max_tokens=max_tokens,
         token_quantiles=_quantiles([row.tokens for row in lengths.sampled]),
+        length_histogram=_histogram([row.tokens for row in lengths.sampled]),
         total_tokens=lengths.total_tokens,
         supervised_ratio=_ratio(lengths.supervised_within(max_tokens), sum(row.tokens for row in lengths.sampled)),
         truncation=_truncation(lengths, _max_lengths(context_length, max_tokens)),
@@ -173,6 +176,17 @@ def _quantiles(lengths: Sequence[int]) -> dict[str, int]:
     """Returns the nearest-rank quantiles: the smallest length that at least this share of the rows does not exceed."""
     ordered = sorted(lengths)
     return {name: ordered[math.ceil(float(name) * len(ordered)) - 1] for name in _QUANTILES}
+
+
+def _histogram(lengths: Sequence[int]) -> dict[str, int]:
+    """Returns rows by length, ascending; each entry is named by the longest length in it."""
+    rows: dict[int, int] = {}
+    longest = 0
+    for length in sorted(lengths, reverse=True):
+        if length <= longest * (1 - _HISTOGRAM_WIDTH) or not rows:
+            longest = length
+        rows[longest] = rows.get(longest, 0) + 1
+    return {str(length): rows[length] for length in sorted(rows)}
 
 
 def _max_lengths(context_length: int | None, max_tokens: int) -> list[int]:

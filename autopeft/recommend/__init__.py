@@ -5,6 +5,7 @@ from autopeft.recommend.candidates import CandidateFactory
 from autopeft.recommend.learning_rate import lora_learning_rate
 from autopeft.recommend.ranking import plain_lora, recommend
 from autopeft.recommend.reprice import price_best, reprice
+from autopeft.recommend.retrace import retrace
 
 __all__ = [
     "Advice",
@@ -15,4 +16,5 @@ __all__ = [
     "price_best",
     "recommend",
     "reprice",
+    "retrace",
 ]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from autopeft.errors import InvalidInputError
-from autopeft.memory.closed_form import estimate_memory
+from autopeft.memory.pricing import price_memory
 from autopeft.memory.timing import estimate_time
 from autopeft.methods import get_method
 from autopeft.recommend import narrowing
@@ -57,7 +57,7 @@ class CandidateFactory:
     Attributes:
         advice: what is the same for all candidates.
         drafts: builds candidates before their batch is solved.
-        pricer: ``estimate_memory`` or one with its signature.
+        pricer: ``price_memory`` or one with its signature.
         available_bytes: what a candidate may need: the free memory of the device, or the budget if that is lower.
     """
 
@@ -75,7 +75,7 @@ class CandidateFactory:
         self.inputs = inputs
         self.advice = advise(model, data, inputs)
         self.drafts = Drafts(model, data, hardware.device, self.advice)
-        self.pricer = price or estimate_memory
+        self.pricer = price or price_memory
         budget = inputs.budget_memory_bytes
         free = hardware.device.free_memory_bytes
         self.available_bytes = free if budget is None else min(budget, free)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from autopeft.errors import NothingFitsError
+from autopeft.memory.reference import REFERENCE_VERSIONS
 from autopeft.recommend.candidates import CandidateFactory, Pricer
 from autopeft.recommend.ranking import order, recommend
 from autopeft.recommend.shortage import shortage_text
@@ -23,7 +24,7 @@ def reprice(plan: Recommendation, hardware: HardwareProfile) -> Recommendation:
     if plan.hardware == hardware:
         return plan
     renewed = recommend(hardware, plan.model, plan.data, plan.inputs, seed=plan.seed)
-    return replace(renewed, notes=(_note(plan, renewed), *renewed.notes))
+    return replace(renewed, notes=(_note(plan, renewed), *renewed.notes), versions=dict(REFERENCE_VERSIONS))
 
 
 def price_best(plan: Recommendation, count: int, price: Pricer) -> Recommendation:

@@ -24,6 +24,7 @@ from autopeft.report.formats import (
     joined,
     target_label,
 )
+from autopeft.report.memory_breakdown import epoch_peaks_table
 from autopeft.specs import (
     DatasetProfile,
     Finding,
@@ -101,12 +102,19 @@ def estimate_table(estimate: MemoryEstimate) -> RenderableType:
         ("peak allocated", f"{format_gib(estimate.peak_memory_bytes)} (± {estimate.relative_error:.0%})"),
         ("peak reserved", format_gib(estimate.peak_reserved_bytes)),
         *((f"  {name.replace('_', ' ')}", format_gib(size)) for name, size in estimate.components.items() if size),
-        *((f"  after {name}", format_gib(size)) for name, size in estimate.phases.items()),
+        *((f"  peak in {name}", format_gib(size)) for name, size in estimate.phases.items()),
         ("trainable parameters", f"{estimate.trainable_parameters:,}"),
         ("time of a step", format_seconds(estimate.seconds_per_step)),
         ("found by", estimate.source.replace("_", " ")),
+        *((("set by", estimate.peak_operation),) if estimate.peak_operation else ()),
+        *((("versions", _versions(estimate)),) if estimate.versions else ()),
     ]
-    return Group(_facts(facts), _bold("Assumptions"), _bullets(estimate.assumptions))
+    batches = [] if estimate.epoch_peaks is None else [epoch_peaks_table(estimate.epoch_peaks)]
+    return Group(_facts(facts), *batches, _bold("Assumptions"), _bullets(estimate.assumptions))
+
+
+def _versions(estimate: MemoryEstimate) -> str:
+    return ", ".join(f"{name} {version}" for name, version in estimate.versions.items())
 
 
 def verdict_table(verdict: Verdict) -> RenderableType:

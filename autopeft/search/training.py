@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from autopeft.search.observing import observe
 from autopeft.search.prepare import score_request
 from autopeft.search.session import Session
 from autopeft.specs import (
@@ -76,6 +77,7 @@ def carry_out(session: Session, training: Training, go_on: GoOn, untouched_loss:
         session, training, outcome, status=status, error=error, scores_file=scores_file, adapter_folder=kept
     )
     session.folder.add_result(result)
+    observe(session, training.priced, outcome)
     return result
 
 

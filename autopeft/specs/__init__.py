@@ -12,7 +12,9 @@ from autopeft.specs.candidate import (
 )
 from autopeft.specs.codec import SCHEMA_VERSION, from_dict, from_json, to_dict, to_json
 from autopeft.specs.data import DatasetProfile, Finding, TruncationPoint
+from autopeft.specs.epoch import BatchSampler, EpochPeaks
 from autopeft.specs.estimate import MemoryEstimate, TimeEstimate
+from autopeft.specs.explanation import Combination, Explanation, Lever, QualityRisk
 from autopeft.specs.hardware import Device, DeviceKind, HardwareProfile
 from autopeft.specs.model import LinearLayer, ModelSpec
 from autopeft.specs.plan import Baseline, PlanInputs, RankedCandidate, Recommendation, RejectedCandidate
@@ -29,22 +31,28 @@ from autopeft.specs.runner import (
     TrainRequest,
 )
 from autopeft.specs.space import Distribution, MethodSpace, SearchSpace
+from autopeft.specs.step_style import StepStyle
 
 __all__ = [
     "SCHEMA_VERSION",
     "Attention",
     "Baseline",
+    "BatchSampler",
     "Candidate",
+    "Combination",
     "Comparison",
     "DatasetProfile",
     "Device",
     "DeviceKind",
     "Distribution",
     "Dtype",
+    "EpochPeaks",
+    "Explanation",
     "Finding",
     "HardwareProfile",
     "Job",
     "JobFacts",
+    "Lever",
     "LinearLayer",
     "MemoryEstimate",
     "MethodSpace",
@@ -54,6 +62,7 @@ __all__ = [
     "PhaseTime",
     "PlanInputs",
     "Quantization",
+    "QualityRisk",
     "RankedCandidate",
     "RankedMethod",
     "Recommendation",
@@ -66,6 +75,7 @@ __all__ = [
     "Scores",
     "SearchSpace",
     "SplitName",
+    "StepStyle",
     "TimeEstimate",
     "TrainOutcome",
     "TrainRequest",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-import msgspec
-
 from autopeft.errors import InvalidInputError
 
 SCHEMA_VERSION = 1
@@ -13,15 +11,21 @@ SCHEMA_VERSION = 1
 
 T = TypeVar("T")
 
+# msgspec is imported where it is used: the tracing core runs where only the training stack is installed.
+
 
 def to_dict(record: Any) -> dict[str, Any]:
     """Returns a dataclass as JSON data: dicts, lists, texts, numbers, booleans and None."""
+    import msgspec
+
     plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(record))
     return plain
 
 
 def to_json(record: Any) -> str:
     """Returns a dataclass, or JSON data, as indented JSON text that ends in a newline."""
+    import msgspec
+
     return msgspec.json.format(msgspec.json.encode(record), indent=2).decode() + "\n"
 
 
@@ -31,6 +35,8 @@ def from_dict(content: Any, record_type: type[T], where: str) -> T:
     Raises:
         InvalidInputError: if a field is missing or has the wrong type (the text holds its JSON path).
     """
+    import msgspec
+
     try:
         return msgspec.convert(content, record_type)
     except msgspec.ValidationError as error:
@@ -43,6 +49,8 @@ def from_json(text: str | bytes, record_type: type[T], where: str) -> T:
     Raises:
         InvalidInputError: if the text is no JSON or does not fit the type.
     """
+    import msgspec
+
     try:
         return from_dict(msgspec.json.decode(text), record_type, where)
     except msgspec.DecodeError as error:

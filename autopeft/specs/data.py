@@ -62,6 +62,8 @@ class DatasetProfile:
         mean_tokens: per row, chat template included.
         max_tokens: the longest counted row.
         token_quantiles: quantile ("0.5", "0.9", "0.95", "0.99") -> tokens of a row.
+        length_histogram: tokens of a row -> counted rows of that length, ascending. Lengths within 1 % of each other
+            share the longest one's entry, so no row is longer than its entry, and the longest is exact.
         total_tokens: of all rows, extrapolated from the sample.
         supervised_ratio: share of tokens on which the loss counts.
         truncation: what common values of max_length would cut.
@@ -83,6 +85,7 @@ class DatasetProfile:
     mean_tokens: float
     max_tokens: int
     token_quantiles: dict[str, int]
+    length_histogram: dict[str, int] = field(default_factory=dict)
     total_tokens: int
     supervised_ratio: float
     truncation: tuple[TruncationPoint, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from autopeft.errors import InvalidInputError
@@ -90,7 +90,11 @@ class Baseline:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recommendation:
-    """Ranked candidates, best first; serialized it is plan.json."""
+    """Ranked candidates, best first; serialized it is plan.json.
+
+    Attributes:
+        versions: library -> version that the figures of candidates hold for whose estimate names none of its own.
+    """
 
     seed: int
     inputs: PlanInputs
@@ -101,6 +105,7 @@ class Recommendation:
     rejected: tuple[RejectedCandidate, ...]
     baselines: tuple[Baseline, ...]
     notes: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plan.json: each candidate is one flat object, its settings beside its estimate and reasons."""

@@ -28,7 +28,7 @@ from autopeft.specs import (
     from_dict,
 )
 from autopeft.training.protocol import OOM_EXIT, read_message, write_message
-from autopeft.units import format_gib
+from autopeft.units import KIB, format_gib
 
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0
@@ -51,13 +51,19 @@ class MemoryWatch:
         self.exceeded = False
         self._process = process
         self._limit_bytes = limit_bytes
+        self._kernel_counts = _forget_peak(process.pid)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
     def take_peak(self) -> int:
-        """Returns the highest resident memory since the last call, in bytes."""
-        peak, self.peak_bytes = self.peak_bytes, 0
+        """Returns the highest resident memory since the last call, in bytes.
+
+        Exact on Linux, whose kernel keeps it; elsewhere what was seen every POLL_SECONDS.
+        """
+        kept = _kernel_peak_bytes(self._process.pid) if self._kernel_counts else 0
+        peak, self.peak_bytes = max(self.peak_bytes, kept), 0
+        self._kernel_counts = _forget_peak(self._process.pid)
         return peak
 
     def stop(self) -> None:
@@ -76,6 +82,24 @@ class MemoryWatch:
                 self.exceeded = True
                 self._process.kill()
                 return
+
+
+def _forget_peak(pid: int) -> bool:
+    """Lets the kernel's count of a process's highest resident memory begin anew; returns whether it did (proc(5))."""
+    try:
+        Path(f"/proc/{pid}/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    return True
+
+
+def _kernel_peak_bytes(pid: int) -> int:
+    """Returns the kernel's count; 0 if the process has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) * KIB for line in lines if line.startswith("VmHWM:"))
 
 
 class WorkerGoneError(Exception):
@@ -176,12 +200,26 @@ class WorkerRunner:
 
     def train(self, request: TrainRequest, go_on: Callable[[RungReport], bool]) -> TrainOutcome:
         """Trains one candidate; a worker that dies of it is a status, and the next command gets a new one."""
+        return self._carried_out("train", request, go_on)
+
+    def measure(self, request: TrainRequest, *, watch_allocations: bool = False) -> TrainOutcome:
+        """Measures the steps of a request on the largest batch, without scores; a worker that dies of it is a status.
+
+        Args:
+            request: the candidate and how many steps.
+            watch_allocations: on a host processor, measure torch's allocator and not the process.
+        """
+        return self._carried_out("measure", request, _always, watch_allocations=watch_allocations)
+
+    def _carried_out(
+        self, kind: str, request: TrainRequest, go_on: Callable[[RungReport], bool], **more: Any
+    ) -> TrainOutcome:
         worker = self._ready()
         begin = time.monotonic()
         worker.watch.take_peak()
         curve: list[RungReport] = []
         try:
-            worker.send("train", request=request)
+            worker.send(kind, request=request, **more)
             message = self._follow(worker, request, go_on, curve)
         except WorkerGoneError:
             return self._outcome_of_death(worker, curve, begin)
@@ -289,6 +327,11 @@ class WorkerRunner:
     def _drop(self, worker: WorkerProcess) -> None:
         worker.end()
         self._worker = None
+
+
+def _always(report: RungReport) -> bool:
+    del report
+    return True
 
 
 def _unfinished(status: Any, error: str, curve: list[RungReport], begin: float) -> TrainOutcome:

@@ -92,18 +92,18 @@ class Session:
         from autopeft.training.trainer import DivergedError, TimeUpError
 
         log = TrainLog()
-        with _released_memory():
-            _reset_peak(self.job.device)
+        with released_memory():
+            reset_peak(self.job.device)
             try:
                 return self._train(request, go_on, on_step, log)
             except (DivergedError, ScoreError) as error:
-                return _outcome("failed", log, error=str(error))
+                return outcome_of("failed", log, error=str(error))
             except TimeUpError as error:
-                return _outcome("timeout", log, error=str(error))
+                return outcome_of("timeout", log, error=str(error))
 
     def score(self, request: ScoreRequest) -> Scores:
         """Scores an adapter or the untouched base on one split, loaded afresh as a server would."""
-        with _released_memory():
+        with released_memory():
             model = self._load_trained(request)
             return self._score(model, request.split, request.candidate)
 
@@ -116,7 +116,7 @@ class Session:
     ) -> TrainOutcome:
         from autopeft.training.trainer import CandidateTrainer, StepWatch, trainer_config
 
-        parts = self._parts(request, log)
+        parts = self.parts(request, log)
 
         def at_rung(step: int, train_loss: float) -> bool:
             scores = self._score(parts.model, "choose", request.candidate)
@@ -126,7 +126,7 @@ class Session:
 
         watch = StepWatch(request, at_rung, on_step)
         config = trainer_config(request.candidate, request, self.job.device)
-        collator = self._collator(parts.model)
+        collator = self.collator(parts.model)
         trainer = CandidateTrainer(parts, config, self.data.splits["train"], collator, self.tokenizer)
         watch.trainer = trainer
         trainer.add_callback(watch)
@@ -144,9 +144,9 @@ class Session:
             log.curve.append(_report(watch.steps_done, trainer.tokens, scores, train_loss, watch.train_seconds))
         folder = self._save(parts.model, request)
         status: Literal["pruned", "complete"] = "pruned" if watch.pruned else "complete"
-        return _outcome(status, log, scores=scores, adapter_folder=folder, peak=_peak_bytes(self.job.device))
+        return outcome_of(status, log, scores=scores, adapter_folder=folder, peak=peak_bytes(self.job.device))
 
-    def _parts(self, request: TrainRequest, log: TrainLog) -> StepParts:
+    def parts(self, request: TrainRequest, log: TrainLog) -> StepParts:
         """Returns the loaded base with its adapter, ready for the first step."""
         from transformers import set_seed
 
@@ -167,7 +167,7 @@ class Session:
         log.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
         optimizer = make_optimizer(model, candidate)
         return StepParts(
-            model=model, method=method, context=context, optimizer=optimizer, device_type=_device_type(self.job.device)
+            model=model, method=method, context=context, optimizer=optimizer, device_type=device_type(self.job.device)
         )
 
     def _load_trained(self, request: ScoreRequest) -> Any:
@@ -183,9 +183,10 @@ class Session:
         return PeftModel.from_pretrained(base, request.adapter_folder)
 
     def _score(self, model: Any, split: str, candidate: Candidate) -> Scores:
-        return score_rows(model, self.data.splits[split], self._collator(model), candidate, self.job.device)
+        return score_rows(model, self.data.splits[split], self.collator(model), candidate, self.job.device)
 
-    def _collator(self, model: Any) -> Collator:
+    def collator(self, model: Any) -> Collator:
+        """Returns what turns rows into batches of a model."""
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         return Collator(self.tokenizer.pad_token_id, keeps_logits=keeps_logits(base))
 
@@ -212,7 +213,7 @@ def _report(step: int, tokens: int, scores: Scores, train_loss: float, seconds: 
     return RungReport(step=step, tokens=tokens, eval_loss=scores.eval_loss, train_loss=train_loss, seconds=seconds)
 
 
-def _outcome(
+def outcome_of(
     status: Literal["complete", "pruned", "failed", "oom", "timeout"],
     log: TrainLog,
     *,
@@ -221,6 +222,7 @@ def _outcome(
     peak: int | None = None,
     error: str | None = None,
 ) -> TrainOutcome:
+    """Returns how a training ended, with what its log has come to."""
     return TrainOutcome(
         status=status,
         steps=log.steps,
@@ -240,7 +242,7 @@ def _outcome(
 
 
 @contextlib.contextmanager
-def _released_memory() -> Iterator[None]:
+def released_memory() -> Iterator[None]:
     """Gives memory back to the device and to the system, so that one training's peak is not the next one's."""
     try:
         yield
@@ -254,12 +256,13 @@ def _released_memory() -> Iterator[None]:
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _device_type(device: str) -> str:
+def device_type(device: str) -> str:
+    """Returns the kind of a device: "cuda" of "cuda:0"."""
     return device.partition(":")[0]
 
 
 def _limit_cuda_memory(job: Job) -> None:
-    if _device_type(job.device) != "cuda" or job.memory_limit_bytes is None:
+    if device_type(job.device) != "cuda" or job.memory_limit_bytes is None:
         return
     import torch
 
@@ -270,16 +273,17 @@ def _limit_cuda_memory(job: Job) -> None:
     torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, allocator_bytes / total_bytes)), index)
 
 
-def _reset_peak(device: str) -> None:
-    if _device_type(device) == "cuda":
+def reset_peak(device: str) -> None:
+    """Lets the maxima of a CUDA device's allocator begin anew."""
+    if device_type(device) == "cuda":
         import torch
 
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _peak_bytes(device: str) -> int | None:
+def peak_bytes(device: str) -> int | None:
     """Returns the maximum allocated on a CUDA device; None elsewhere (the parent watches resident memory)."""
-    if _device_type(device) != "cuda":
+    if device_type(device) != "cuda":
         return None
     import torch
 
@@ -287,7 +291,7 @@ def _peak_bytes(device: str) -> int | None:
 
 
 def _device_name(device: str) -> str:
-    if _device_type(device) == "cuda":
+    if device_type(device) == "cuda":
         import torch
 
         return str(torch.cuda.get_device_name(device))

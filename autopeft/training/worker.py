@@ -50,6 +50,12 @@ class Worker:
         elif kind == "train":
             request = from_dict(command["request"], TrainRequest, "the training")
             self._answer("outcome", outcome=self._session.train(request, self._go_on, self._on_step))
+        elif kind == "measure":
+            from autopeft.training.measuring import measure
+
+            request = from_dict(command["request"], TrainRequest, "the training")
+            watched = bool(command["watch_allocations"])
+            self._answer("outcome", outcome=measure(self._session, request, self._on_step, watch_allocations=watched))
         elif kind == "score":
             scoring = from_dict(command["request"], ScoreRequest, "the scoring")
             self._answer("scores", scores=self._session.score(scoring))

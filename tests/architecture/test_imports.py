@@ -28,10 +28,15 @@ HOOKS = {"prepare", "extra_loss", "after_optimizer_step", "details"}
 """Of PeftMethod: they run while training, where the stack is there."""
 
 IMPORTS_THE_STACK_AT_ONCE = {
-    "memory._fake_quantization",
-    "memory._recorder",
-    "memory._target_device",
-    "memory._traced_step",
+    "memory.tracing.attention",
+    "memory.tracing.building",
+    "memory.tracing.costs",
+    "memory.tracing.fake_quantization",
+    "memory.tracing.hollow",
+    "memory.tracing.recorder",
+    "memory.tracing.step",
+    "memory.tracing.target_device",
+    "memory.tracing.values",
     "training.trainer",
 }
 """Modules that only the worker, or a trace, imports."""

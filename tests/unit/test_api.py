@@ -70,11 +70,23 @@ def test_the_public_names_are_frozen() -> None:
         "Report",
         "Verdict",
         "__version__",
+        "calibrate",
         "estimate",
+        "explain",
         "run",
         "suggest",
     ]
-    assert api.__all__ == ["describe_methods", "estimate", "read_plan", "run", "suggest", "write_plan"]
+    assert api.__all__ == [
+        "CalibrationResult",
+        "calibrate",
+        "describe_methods",
+        "estimate",
+        "explain",
+        "read_plan",
+        "run",
+        "suggest",
+        "write_plan",
+    ]
 
 
 def test_every_public_name_is_there_and_no_other() -> None:

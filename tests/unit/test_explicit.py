@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from autopeft.errors import InvalidInputError, UnknownNameError
-from autopeft.memory.explicit import estimate_explicit, explicit_candidate, read_peft_config
+from autopeft.memory.explicit import Tracing, estimate_explicit, explicit_candidate, read_peft_config
 from autopeft.memory.quiet import quiet_libraries
 from autopeft.methods import method_names
 from autopeft.profiling.hardware import load_hardware
@@ -70,7 +70,7 @@ def test_defaults_are_rank_16_on_all_linear_layers_with_float32_adapters(model: 
 def test_lora_on_q_and_v_trains_r_times_in_plus_out(model: ModelSpec) -> None:
     adapter = PLAIN | {"r": 8, "target_modules": ["q_proj", "v_proj"]}
     candidate = explicit_candidate(model, adapter, rest(per_device_batch_size=2, max_length=128))
-    estimate = estimate_explicit(candidate, model, GPU, saved=None, trace=False)
+    estimate = estimate_explicit(candidate, model, GPU, saved=None, tracing=Tracing())
     # 30 layers; q_proj is 576 x 576, v_proj 576 -> 3 key-value heads of 64 = 192.
     assert estimate.trainable_parameters == 30 * 8 * ((576 + 576) + (576 + 192))
     assert estimate.source == "closed_form"
@@ -80,7 +80,7 @@ def test_lora_on_q_and_v_trains_r_times_in_plus_out(model: ModelSpec) -> None:
 def test_every_method_can_be_priced(model: ModelSpec, name: str) -> None:
     quantization = "nf4" if name == "loftq" else "none"
     candidate = explicit_candidate(model, PLAIN | {"method": name}, rest(quantization=quantization))
-    estimate = estimate_explicit(candidate, model, GPU, saved=None, trace=False)
+    estimate = estimate_explicit(candidate, model, GPU, saved=None, tracing=Tracing())
     assert estimate.peak_memory_bytes == sum(estimate.components.values())
     assert estimate.required_bytes == estimate.peak_memory_bytes + estimate.overhead_bytes
 
@@ -103,7 +103,7 @@ def test_full_fine_tuning_takes_no_adapter_options(
 
 def test_full_fine_tuning_trains_everything(model: ModelSpec) -> None:
     candidate = explicit_candidate(model, PLAIN | {"method": "full"}, rest())
-    estimate = estimate_explicit(candidate, model, GPU, saved=None, trace=False)
+    estimate = estimate_explicit(candidate, model, GPU, saved=None, tracing=Tracing())
     assert estimate.trainable_parameters == model.parameter_count == 134_515_008  # as its safetensors header counts
     assert candidate.target_modules == ()
 
@@ -146,7 +146,7 @@ def test_an_impossible_number_is_refused(
 def test_a_method_that_cannot_train_it_says_why(model: ModelSpec) -> None:
     candidate = explicit_candidate(model, PLAIN | {"method": "full"}, rest(quantization="nf4"))
     with pytest.raises(InvalidInputError, match="full fine-tuning trains the weights themselves"):
-        estimate_explicit(candidate, model, GPU, saved=None, trace=False)
+        estimate_explicit(candidate, model, GPU, saved=None, tracing=Tracing())
 
 
 def test_a_saved_lora_is_priced_as_the_same_options_are(model: ModelSpec, saved: Callable[..., Path]) -> None:
@@ -188,7 +188,7 @@ def test_a_saved_adalora_trains_its_initial_rank(model: ModelSpec, saved: Callab
     )
     config = read_peft_config(path, model)
     candidate = explicit_candidate(model, config.settings, rest())
-    estimate = estimate_explicit(candidate, model, GPU, saved=config, trace=False)
+    estimate = estimate_explicit(candidate, model, GPU, saved=config, tracing=Tracing())
     assert estimate.trainable_parameters == 30 * 24 * (576 + 576 + 1)  # A, B and the diagonal E
     assert "rank_pattern" not in json.loads(config.text)
 
@@ -238,7 +238,7 @@ def test_what_the_device_or_the_model_does_not_support_is_an_assumption(
 ) -> None:
     candidate = explicit_candidate(model, PLAIN, rest(**{"dtype": "float16"} | changes))
     device = load_hardware("t4").device
-    lines = estimate_explicit(candidate, model, device, saved=None, trace=False).assumptions
+    lines = estimate_explicit(candidate, model, device, saved=None, tracing=Tracing()).assumptions
     found = [line for line in lines if "support" in line or "longer than" in line]
     assert found == ([] if said is None else [said])
 

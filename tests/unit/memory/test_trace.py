@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from autopeft.errors import InvalidInputError, ModelError
-from autopeft.memory._recorder import BLOCK_BYTES, AllocationRecorder
 from autopeft.memory.trace import trace_memory
+from autopeft.memory.tracing.recorder import BLOCK_BYTES, AllocationRecorder, Moment
 from autopeft.profiling.model import resolve_target_modules, spec_from_config
 from autopeft.specs import Device
 
@@ -17,7 +17,8 @@ CPU = Device(name="test", kind="cpu", total_memory_bytes=2**34, free_memory_byte
 
 
 def test_the_recorder_counts_what_lives_and_its_peak():
-    recorder = AllocationRecorder(lambda: "here")
+    here = Moment("here")
+    recorder = AllocationRecorder(lambda: here)
     with recorder:
         first = torch.zeros(1000)  # 4,000 bytes are 8 blocks
         second = first.view(10, 100)  # the same storage
@@ -25,7 +26,7 @@ def test_the_recorder_counts_what_lives_and_its_peak():
         del third
         gc.collect()
         fourth = torch.zeros(1)
-    assert recorder.peaks["here"].bytes == 16 * BLOCK_BYTES
+    assert recorder.peaks[here].bytes == 16 * BLOCK_BYTES
     assert sum(each.size for each in recorder.live_at(len(recorder.events))) == 9 * BLOCK_BYTES
     assert second.numel() + fourth.numel() == 1001
 
@@ -37,23 +38,19 @@ def test_components_sum_to_the_peak_and_all_phases_are_there(llama, make_candida
     assert set(found.phases) == {"load", "forward", "backward", "optimizer"}
 
 
-@pytest.mark.parametrize(("method", "checkpointing"), [("lora", True), ("full", False)])
-def test_two_shallow_traces_equal_the_trace_at_full_depth(
-    make_spec, make_candidate, monkeypatch, method, checkpointing
-):
-    model = make_spec(num_hidden_layers=9)
-    candidate = make_candidate(method, model=model, activation_checkpointing=checkpointing)
-    shallow = trace_memory(candidate, model, None, sequence_length=64)
-    monkeypatch.setattr("autopeft.memory.trace.shallow_depths", lambda layers, period: (layers,))
-    full = trace_memory(candidate, model, None, sequence_length=64)
-    assert shallow.phases == pytest.approx(full.phases, rel=0.001)
-    assert shallow.trainable_parameters == full.trainable_parameters
-
-
 def test_trained_parameters_are_those_of_the_method(llama, make_candidate):
     # r (in + out) of q, k, v, o, gate, up and down in four layers of the tiny llama.
     expected = 8 * 4 * ((128 + 128) + 2 * (128 + 64) + (128 + 128) + 2 * (128 + 384) + (384 + 128))
     assert trace_memory(make_candidate(), llama, None, sequence_length=16).trainable_parameters == expected
+
+
+def test_adaloras_divisor_is_not_trained_on_a_16_bit_base(llama, make_candidate):
+    """peft 0.21 makes it trainable when it moves the adapter to the base's dtype."""
+    from autopeft.methods import get_method
+
+    candidate = make_candidate("adalora")
+    expected = get_method("adalora").trainable_parameters(candidate, llama)
+    assert trace_memory(candidate, llama, None, sequence_length=16).trainable_parameters == expected
 
 
 def test_the_optimizers_form_is_the_target_devices(llama, make_candidate):
@@ -63,7 +60,8 @@ def test_the_optimizers_form_is_the_target_devices(llama, make_candidate):
     host = trace_memory(candidate, llama, CPU, sequence_length=8).phases["optimizer"]
     # The loop holds two temporaries of the tensor at work, here at most the embedding's.
     largest = 4 * 1000 * 128
-    assert gpu - host == pytest.approx(4 * llama.parameter_count - 2 * largest, rel=0.01)
+    workspaces = 2 * 8_519_680  # cuBLAS's, one a thread, which torch allocates (4 x 4,096 + 8 x 16 KiB = 8,320 KiB)
+    assert gpu - host - workspaces == pytest.approx(4 * llama.parameter_count - 2 * largest, rel=0.01)
 
 
 def test_dropout_costs_one_byte_an_element_on_cuda(llama, make_candidate):

@@ -67,11 +67,13 @@ def test_with_ample_memory_one_forward_takes_the_whole_batch(small_model, make_h
     assert (solved.per_device_batch_size, solved.activation_checkpointing) == (32, False)
 
 
-def test_checkpointing_comes_only_when_no_forward_fits_without(small_model, make_hardware):
+def test_checkpointing_comes_when_no_forward_fits_without_or_when_it_is_faster(small_model, make_hardware):
     _, price = solve(small_model, make_hardware(), LORA, 8, 1)
     one = replace(LORA, per_device_batch_size=1, gradient_accumulation_steps=8)
     solved, _ = solve(small_model, make_hardware(), LORA, 8, price(one).required_bytes)
-    assert (solved.per_device_batch_size, solved.activation_checkpointing) == (1, False)
+    # Eight small forwards of a small model wait for the host, so that one which computes twice can be faster.
+    assert solved.activation_checkpointing == (solved != one)
+    assert price(solved).seconds_per_step <= price(one).seconds_per_step
     solved, _ = solve(small_model, make_hardware(), LORA, 8, price(one).required_bytes - 1)
     assert solved.activation_checkpointing
 

@@ -29,7 +29,19 @@ from autopeft.specs import (
     to_json,
 )
 
-KEYS = ["schema_version", "seed", "inputs", "hardware", "model", "data", "candidates", "rejected", "baselines", "notes"]
+KEYS = [
+    "schema_version",
+    "seed",
+    "inputs",
+    "hardware",
+    "model",
+    "data",
+    "candidates",
+    "rejected",
+    "baselines",
+    "notes",
+    "versions",
+]
 """Of issue 1, in its order."""
 
 GLOSSARY = {

@@ -1,0 +1,115 @@
+"""Predicts what CUDA's caching allocator holds, by replaying a traced training on its rules."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from autopeft.memory._expansion import LabelledEvent, expand, memory_events
+from autopeft.memory.allocator import AllocatorSettings, MemoryEvent, replay
+from autopeft.memory.tracing.recorder import Allocation, Moment
+from autopeft.memory.tracing.request import TraceRequest
+from autopeft.memory.tracing.step import WARM_UP, ShallowTrace, is_paged
+
+STEP_PHASES = ("forward", "backward")
+
+_PRESSED = AllocatorSettings(device_bytes=0)
+"""An allocator that always gives back what it holds for nothing before it asks for more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """What the caching allocator holds.
+
+    Attributes:
+        peak_bytes: at most, on a device with memory to spare.
+        least_bytes: at most, where it gives free segments back before it asks for more; a device with so much does.
+    """
+
+    peak_bytes: int
+    least_bytes: int
+
+
+def reserved_bytes(
+    request: TraceRequest, traces: Sequence[ShallowTrace], depths: tuple[int, ...], layers: int
+) -> Reserved | None:
+    """Returns what the allocator holds in a training's first two steps; None on a host processor, which has none.
+
+    The weights arrive, one forward and backward runs before the optimizer's states exist, they are made in what it
+    left in the cache, and the step is run again.
+
+    Raises:
+        ExpansionError: if the shallow traces do not say what a deep one does; trace the full depth.
+    """
+    if request.kind == "cpu":
+        return None
+    shallow = [_labelled(trace.events, request) for trace in traces]
+    if len(shallow) == 1:
+        return _replayed(shallow[0], request)
+    return _replayed(expand(shallow[0], shallow[1], (depths[0], depths[1]), layers), request)
+
+
+def _labelled(events: Iterable[tuple[bool, Allocation, Moment]], request: TraceRequest) -> list[LabelledEvent]:
+    numbers: dict[int, int] = {}
+    found = []
+    for allocated, allocation, moment in events:
+        if is_paged(allocation, request):
+            continue
+        number = numbers.setdefault(id(allocation), len(numbers))
+        action: Literal["allocate", "free"] = "allocate" if allocated else "free"
+        found.append(LabelledEvent(moment.phase, moment.block, action, number, allocation.size))
+    return [event for group in _together(found) for event in group]
+
+
+def _together(events: Sequence[LabelledEvent]) -> Iterator[Sequence[LabelledEvent]]:
+    """Returns a forward's releases that follow each other in the order of their allocations.
+
+    They come to the same for the allocator in any order, and autocast lets go of its copies in that of a hash table.
+    """
+    for (action, segment, _), group in itertools.groupby(events, key=lambda event: (event.action, *event[:2])):
+        members = list(group)
+        unordered = action == "free" and segment == "forward"
+        yield sorted(members, key=lambda event: event.id) if unordered else members
+
+
+def _replayed(events: Sequence[LabelledEvent], request: TraceRequest) -> Reserved:
+    free = replay(list(_training(events, request, rehearsed=not request.style.cache_emptied))).peak_reserved_bytes
+    # What an earlier step left in the cache is given back before more is asked for.
+    pressed = replay(list(_training(events, request, rehearsed=False)), _PRESSED).peak_reserved_bytes
+    return Reserved(free, min(free, pressed))
+
+
+def _training(events: Sequence[LabelledEvent], request: TraceRequest, *, rehearsed: bool) -> Iterator[MemoryEvent]:
+    """Puts a forward and backward before the first update, which the trace spares itself, if ``rehearsed``."""
+    update = _first(events, WARM_UP.phase)
+    step = _first(events, STEP_PHASES[0])
+    yield from memory_events(events[:update])
+    if rehearsed:
+        yield from _rehearsal(events)
+    yield from memory_events(events[update:step])
+    if request.style.cache_emptied:
+        yield MemoryEvent("empty_cache")
+    yield from memory_events(events[step:])
+
+
+def _first(events: Sequence[LabelledEvent], segment: str) -> int:
+    return next((i for i, event in enumerate(events) if event.segment == segment), 0)
+
+
+def _rehearsal(events: Sequence[LabelledEvent]) -> Iterator[MemoryEvent]:
+    """Returns the events of forward and backward with ids of their own; what lives on after them is let go of."""
+    live: dict[int, None] = {}
+    for segment, _, action, number, size_bytes in events:
+        if segment not in STEP_PHASES:
+            continue
+        own = -1 - number
+        if action == "allocate":
+            live[own] = None
+            yield MemoryEvent("allocate", own, size_bytes)
+        elif own in live:
+            del live[own]
+            yield MemoryEvent("free", own)
+    for own in live:
+        yield MemoryEvent("free", own)

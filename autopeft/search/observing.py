@@ -1,0 +1,48 @@
+"""Puts what a training really needed into the store that later predictions are calibrated with."""
+
+from __future__ import annotations
+
+import logging
+
+from autopeft.errors import AutoPeftError
+from autopeft.memory.calibration_store import CalibrationStore, Observation
+from autopeft.memory.closed_form import estimate_memory
+from autopeft.memory.observing import Training, observations_of, step_seconds
+from autopeft.recommend.advice import advise
+from autopeft.search.session import Session
+from autopeft.specs import RankedCandidate, TrainOutcome
+
+logger = logging.getLogger(__name__)
+
+
+def observe(session: Session, priced: RankedCandidate, outcome: TrainOutcome) -> None:
+    """Stores prediction and measurement of one training; nothing where nothing was measured, as in a dry run.
+
+    A store that cannot be written is told in the log and does not end the run, which lacks nothing by it.
+    """
+    try:
+        for observation in trial_observations(session, priced, outcome):
+            CalibrationStore().append(observation)
+    except AutoPeftError as error:
+        logger.warning("%s; later predictions will do without this training", error)
+
+
+def trial_observations(session: Session, priced: RankedCandidate, outcome: TrainOutcome) -> tuple[Observation, ...]:
+    """Returns what a training teaches about its prediction.
+
+    The prediction is the closed form's, made anew: the plan's may be calibrated already.
+    """
+    plan, device = session.plan, session.plan.hardware.device
+    length = advise(plan.model, plan.data, plan.inputs).sequence_length
+    training = Training(
+        candidate=priced.candidate,
+        model=plan.model,
+        device=device,
+        data=plan.data.content_hash,
+        sequence_length=length,
+        limit_bytes=priced.available_bytes,
+        versions=session.job_facts().versions,
+        source="trial",
+    )
+    estimate = estimate_memory(priced.candidate, plan.model, device, sequence_length=length)
+    return observations_of(training, estimate, outcome, seconds=step_seconds(outcome))

@@ -1,0 +1,1 @@
+"""Published measurements and the environments they are traced in; import with ``benchmarks`` on the path."""

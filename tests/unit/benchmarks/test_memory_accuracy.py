@@ -1,0 +1,70 @@
+"""The public error table is current, holds every row, and no error has grown beyond what is stated here."""
+
+from __future__ import annotations
+
+import statistics
+
+from accuracy.measure import DECLARED_LONGEST
+from accuracy.page import PAGE, compared, differences, error, load_entries, render
+from accuracy.records import load_rows
+
+UNEXPLAINED = "peft_metamath-121"
+"""LoRA-FA: its record shows plain LoRA's memory to 0.05 GiB although its frozen factors should save 2 GiB."""
+
+
+def errors(suite: str, kind: str, source: str | None = None) -> dict[str, float]:
+    rows = compared(load_entries(), suite)
+    return {e["measurement"]: error(e) for e in rows if e["kind"] == kind and source in (None, e["source"])}
+
+
+def test_the_page_is_what_the_results_give() -> None:
+    assert PAGE.read_text(encoding="utf-8") == render(load_entries())
+
+
+def test_no_row_is_dropped() -> None:
+    told = {entry["row"] for entry in load_entries()}
+    assert told == {row.id for row in load_rows()}
+    assert sum("error" in entry for entry in load_entries()) <= 1
+
+
+def test_allocated_memory_of_fixed_token_counts_meets_the_goals() -> None:
+    sizes = [abs(value) for value in errors("fixed_tokens", "max_allocated").values()]
+    assert len(sizes) == 8
+    assert statistics.mean(sizes) <= 0.003
+    assert max(sizes) <= 0.01
+
+
+def test_reserved_device_and_static_memory_of_fixed_token_counts_stay_as_published() -> None:
+    """What the page explains under "What is missed": none of it may grow."""
+    assert max(map(abs, errors("fixed_tokens", "max_reserved").values())) <= 0.12
+    assert max(map(abs, errors("fixed_tokens", "nvidia_smi").values())) <= 0.16
+    assert max(map(abs, errors("fixed_tokens", "allocated_after_step").values())) <= 0.041
+
+
+def test_the_method_comparison_is_met_but_for_the_rows_that_the_page_names() -> None:
+    off = {name: abs(value) for name, value in differences(load_entries()).items() if name != UNEXPLAINED}
+    assert len(off) == 34
+    assert statistics.median(off.values()) <= 0.15
+    assert sorted(off.values())[-3] <= 0.5  # full fine-tuning and TinyLoRA lie above the goal
+    assert max(off.values()) <= 0.7
+    found = errors("method_comparison", "max_reserved")
+    assert {name for name, value in found.items() if value < -0.02} == {UNEXPLAINED}
+    assert {name for name, value in found.items() if value > 0.02} <= {"peft_metamath-225"}
+    assert DECLARED_LONGEST == {"peft_metamath": 704}
+
+
+def test_no_other_source_gets_worse() -> None:
+    """Medians of the present table, rounded up; the sources' own code and lengths are not what was traced."""
+    limits = {
+        "c3a_paper": 0.08,
+        "litgpt_confighub": 0.15,
+        "litgpt_resource": 0.17,
+        "qwen_readme": 0.29,
+        "raschka_insights": 0.23,
+        "swift_bench": 0.28,
+        "torchtune": 0.08,
+    }
+    for source, limit in limits.items():
+        sizes = [abs(error(e)) for e in compared(load_entries(), "other") if e["source"] == source]
+        assert sizes, source
+        assert statistics.median(sizes) <= limit, source
