@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from autopeft.errors import ModelError
+from autopeft.profiling._built import built_shape
 from autopeft.profiling._decoders import LLAMA_KIND, gpt2_kind, llama_kind
 from autopeft.profiling._encoders import ENCODERS, encoder
 from autopeft.profiling._shapes import Shape
@@ -49,13 +50,18 @@ def shape_of(config: Mapping[str, Any], where: str) -> Shape:
         raise ModelError(
             f"{where} states no model_type, so that its layers are unknown; supported model types: {known}"
         )
-    if model_type not in _FORMS:
-        reason = (
-            "needs code from its repository (trust_remote_code), which autopeft never runs"
-            if "auto_map" in config
-            else "is not supported"
-        )
-        raise ModelError(f"{where}: model_type {model_type!r} {reason}; supported model types: {known}")
     if config.get("add_cross_attention") or config.get("is_encoder_decoder"):
         raise ModelError(f"{where}: encoder-decoder models are not supported; supported model types: {known}")
-    return _FORMS[model_type](config, where)
+    if model_type in _FORMS:
+        return _FORMS[model_type](config, where)
+    built = None if "auto_map" in config else built_shape(config, where)
+    if built is not None:
+        return built
+    reason = (
+        "needs code from its repository (trust_remote_code), which autopeft never runs"
+        if "auto_map" in config
+        else "is not known here, nor as a causal language model or classifier to an installed transformers"
+    )
+    raise ModelError(
+        f"{where}: model_type {model_type!r} {reason}; known without transformers (autopeft[train]): {known}"
+    )

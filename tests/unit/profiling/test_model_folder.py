@@ -143,7 +143,10 @@ def test_tokenizer_chat_template_and_licence_are_found_beside_the_configuration(
         ('{"model_type": "llama",\n  oops}', r"config.json, line 2 is not valid JSON"),
         ("[1]", r"config.json must hold a JSON object, not list"),
         ({"hidden_size": 8}, r"config.json states no model_type.*supported model types: bert, "),
-        ({"model_type": "mamba"}, r"config.json: model_type 'mamba' is not supported; supported model types: bert, "),
+        (
+            {"model_type": "nonsense"},
+            r"config.json: model_type 'nonsense' is not known here.*autopeft\[train\]\): bert, ",
+        ),
         (
             {"model_type": "x", "auto_map": {}},
             r"'x' needs code from its repository \(trust_remote_code\), which autopeft never",
