@@ -21,6 +21,10 @@ from autopeft.memory.tracing.versions import installed_versions
 Costs = dict[tuple[str, KernelKey], list[float]]
 
 
+TRACED_FORWARDS = 2
+"""Forwards of an accumulated step that are traced: those after the second find what the second found."""
+
+
 def trace(request: TraceRequest) -> TraceAnswer:
     """Returns the traced step of the whole model.
 
@@ -28,8 +32,29 @@ def trace(request: TraceRequest) -> TraceAnswer:
         ModelError: if the installed transformers cannot build the model, or not with this attention.
         InvalidInputError: if the installed peft cannot build the adapter.
     """
+    forwards = request.candidate.gradient_accumulation_steps
+    few = min(forwards, TRACED_FORWARDS)
+    candidate = dataclasses.replace(request.candidate, gradient_accumulation_steps=few)
     with _collector_off():
-        return _traced(request)
+        answer = _traced(dataclasses.replace(request, candidate=candidate))
+    return dataclasses.replace(answer, costs=_repeated(answer.costs, forwards / few))
+
+
+def _repeated(costs: tuple[KernelCost, ...], times: float) -> tuple[KernelCost, ...]:
+    """Returns the costs of so many times as many forwards and backwards before one update."""
+    if times == 1:
+        return costs
+    return tuple(
+        dataclasses.replace(
+            cost,
+            flops=cost.flops * times,
+            moved_bytes=cost.moved_bytes * times,
+            launches=cost.launches * times,
+        )
+        if cost.phase != "optimizer"
+        else cost
+        for cost in costs
+    )
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ def test_the_method_comparison_is_met_but_for_the_rows_that_the_page_names() -> 
     assert len(off) == 34
     assert statistics.median(off.values()) <= 0.15
     assert sorted(off.values())[-3] <= 0.5  # full fine-tuning and TinyLoRA lie above the goal
-    assert max(off.values()) <= 0.7
+    assert max(off.values()) <= 1.0
     found = errors("method_comparison", "max_reserved")
     assert {name for name, value in found.items() if value < -0.02} == {UNEXPLAINED}
     assert {name for name, value in found.items() if value > 0.02} <= {"peft_metamath-225"}

@@ -8,11 +8,13 @@ import pytest
 from autopeft.errors import InvalidInputError, ModelError
 from autopeft.memory.trace import trace_memory
 from autopeft.memory.tracing.recorder import BLOCK_BYTES, AllocationRecorder, Moment
+from autopeft.profiling.hardware import load_hardware
 from autopeft.profiling.model import resolve_target_modules, spec_from_config
 from autopeft.specs import Device
 
 torch = pytest.importorskip("torch")
 
+RTX_4090 = load_hardware("rtx-4090").device
 CPU = Device(name="test", kind="cpu", total_memory_bytes=2**34, free_memory_bytes=2**34)
 
 
@@ -51,6 +53,15 @@ def test_adaloras_divisor_is_not_trained_on_a_16_bit_base(llama, make_candidate)
     candidate = make_candidate("adalora")
     expected = get_method("adalora").trainable_parameters(candidate, llama)
     assert trace_memory(candidate, llama, None, sequence_length=16).trainable_parameters == expected
+
+
+def test_more_than_two_accumulated_forwards_change_the_time_only(llama, make_candidate):
+    two, eight = (
+        trace_memory(make_candidate(gradient_accumulation_steps=steps), llama, RTX_4090, sequence_length=64)
+        for steps in (2, 8)
+    )
+    assert eight.phases == two.phases
+    assert 2 < eight.seconds_per_step / two.seconds_per_step <= 4
 
 
 def test_the_optimizers_form_is_the_target_devices(llama, make_candidate):
