@@ -33,7 +33,7 @@ def read(key: str) -> TraceAnswer | None:
     path = _path(key)
     try:
         return TraceAnswer.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning("the kept trace %s is damaged and made again: %s", path, error)

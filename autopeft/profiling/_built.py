@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.util
 import logging
 import re
@@ -70,7 +71,8 @@ def _model_on_meta(config: Mapping[str, Any], where: str) -> tuple[Any, Literal[
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.models.auto import modeling_auto
 
-    values = {name: value for name, value in config.items() if name not in _IGNORED}
+    # A copy: transformers writes into nested settings (rope_scaling).
+    values = copy.deepcopy({name: value for name, value in config.items() if name not in _IGNORED})
     try:
         settings = AutoConfig.for_model(config["model_type"], **values)
     except (ValueError, KeyError, TypeError):

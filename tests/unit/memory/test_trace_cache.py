@@ -71,3 +71,4 @@ def test_a_folder_that_cannot_be_written_only_means_that_nothing_is_kept(tmp_pat
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("AUTOPEFT_CACHE", str(tmp_path / "file"))
     trace_cache.write("key", ANSWER)
+    assert trace_cache.read("key") is None
