@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from typing import IO
 from autopeft.errors import InvalidInputError, ModelError
 from autopeft.memory.tracing.request import TraceAnswer, TraceRequest
 from autopeft.memory.tracing.versions import TRACED_PACKAGES
+
+TIMEOUT_SECONDS = 900
+"""Longest wait for one answer: the slowest traces at full depth take a minute or two."""
 
 OLDEST_PYTHON = (3, 10)
 OLDEST = {"transformers": (4, 48), "peft": (0, 13)}
@@ -133,7 +137,14 @@ def trace_in(environment: Environment, requests: Sequence[TraceRequest]) -> Iter
         with process:
             try:
                 for request in requests:
-                    yield _asked(process.stdin, process.stdout, request, environment, complaints)
+                    # A python that hangs is ended, which ends its answer too.
+                    watchdog = threading.Timer(TIMEOUT_SECONDS, process.kill)
+                    watchdog.start()
+                    try:
+                        answer = _asked(process.stdin, process.stdout, request, environment, complaints)
+                    finally:
+                        watchdog.cancel()
+                    yield answer
             finally:
                 process.stdin.close()
                 process.kill()
@@ -148,7 +159,10 @@ def _asked(
         content = json.loads(answers.readline())
     except (OSError, ValueError):
         complaints.seek(0)
-        content = {"error": " ".join(complaints.read().strip().splitlines()[-2:]) or "it ended without a word"}
+        content = {
+            "error": " ".join(complaints.read().strip().splitlines()[-2:])
+            or f"no answer within {TIMEOUT_SECONDS} s, or it ended without a word"
+        }
     if "error" in content:
         return ModelError(f"cannot trace in {environment.python}: {content['error']}")
     return TraceAnswer.from_dict(content["answer"])

@@ -51,6 +51,14 @@ def test_one_failure_does_not_stop_the_requests_after_it(request_of):
     assert second == answer_to(request_of())
 
 
+def test_a_python_that_hangs_is_ended_and_told(request_of, tmp_path, monkeypatch):
+    monkeypatch.setattr(environments, "TIMEOUT_SECONDS", 1)
+    hanging = environments.Environment(_script(tmp_path, "exec sleep 60"), {})
+    (answer,) = trace_in(hanging, [request_of()])
+    assert isinstance(answer, ModelError)
+    assert "no answer within 1 s" in str(answer)
+
+
 def test_requests_and_answers_survive_the_way_there_and_back(request_of):
     request = request_of(style=StepStyle(mixed_precision=False, cache_emptied=True))
     assert TraceRequest.from_dict(request.to_dict()) == request
