@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from autopeft.memory.explicit import DEFAULT_RANK
+from autopeft.memory.storage import quantization_problem
 from autopeft.methods import get_method
 from autopeft.profiling.model import resolve_target_modules
 from autopeft.specs import Candidate, Device, ModelSpec, QualityRisk
@@ -42,12 +43,9 @@ Variants = Iterator[tuple[Candidate, str]]
 
 def nf4_problem(candidate: Candidate, model: ModelSpec, device: Device) -> str | None:
     """Returns why the base cannot be stored as nf4, in one sentence; None if it can."""
-    if model.stored_quantization:
-        return f"the checkpoint is already quantized ({model.stored_quantization}), which nf4 cannot replace"
-    if model.kind == "encoder":
-        return f"the classification head of {model.id} would be stored as nf4 too, and cannot be trained then"
-    if not device.supports_nf4:
-        return f"{device.name} does not support nf4 storage"
+    problem = quantization_problem("nf4", model, device)
+    if problem is not None:
+        return problem
     return get_method(candidate.method).why_not(as_nf4(candidate), model, device)
 
 

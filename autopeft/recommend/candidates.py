@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from autopeft.errors import InvalidInputError
 from autopeft.memory.pricing import price_memory
+from autopeft.memory.storage import quantization_problem
 from autopeft.memory.timing import estimate_time
 from autopeft.methods import get_method
 from autopeft.recommend import narrowing
@@ -230,7 +231,7 @@ class CandidateFactory:
         """Returns why a candidate cannot work whatever the memory."""
         method = get_method(candidate.method)
         device = self.hardware.device
-        problem = narrowing.quantization_problem(candidate.quantization, self.model, device)
+        problem = quantization_problem(candidate.quantization, self.model, device)
         problem = problem or method.why_not(candidate, self.model, device)
         return problem or self._schedule_problem(candidate)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from autopeft.memory.storage import quantization_problem
 from autopeft.profiling.model import adapted_layers
 from autopeft.recommend.learning_rate import learning_rate_reason
-from autopeft.recommend.narrowing import quantization_problem
 from autopeft.specs import Candidate, Device, MethodSpace, ModelSpec
 
 

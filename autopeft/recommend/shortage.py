@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from autopeft.memory.storage import quantization_problem
 from autopeft.recommend.candidates import CandidateFactory
-from autopeft.recommend.narrowing import quantization_problem
 from autopeft.specs import MemoryEstimate, RejectedCandidate
 from autopeft.units import format_gib
 
