@@ -68,9 +68,11 @@ def batch_loss(
         labels = labels[:, -batch["logits_to_keep"] :]
     takes_cache = "use_cache" in inspect.signature(type(_base_of(model)).forward).parameters
     cache = {"use_cache": use_cache} if takes_cache else {}  # some encoders have none to switch off
-    if not _divides_by_items(model):  # older architectures average over the batch
+    if not _divides_by_items(model):  # older architectures average over the batch, whose share of the items counts
         outputs = model(**inputs, labels=labels, **cache)
-        return outputs["loss"], outputs
+        if labels.dim() < 2:  # one label a row: a classifier
+            return outputs["loss"] * (len(labels) / num_items), outputs
+        return outputs["loss"] * ((labels[:, 1:] != IGNORE_INDEX).sum() / num_items), outputs
     outputs = model(**inputs, labels=labels, **cache, num_items_in_batch=num_items)
     return outputs["loss"], outputs
 

@@ -6,8 +6,8 @@ import logging
 
 from autopeft.errors import AutoPeftError
 from autopeft.memory.calibration_store import CalibrationStore, Observation
-from autopeft.memory.closed_form import estimate_memory
 from autopeft.memory.observing import Training, observations_of, step_seconds
+from autopeft.memory.pricing import price_memory
 from autopeft.recommend.advice import advise
 from autopeft.search.session import Session
 from autopeft.specs import RankedCandidate, TrainOutcome
@@ -30,7 +30,7 @@ def observe(session: Session, priced: RankedCandidate, outcome: TrainOutcome) ->
 def trial_observations(session: Session, priced: RankedCandidate, outcome: TrainOutcome) -> tuple[Observation, ...]:
     """Returns what a training teaches about its prediction.
 
-    The prediction is the closed form's, made anew: the plan's may be calibrated already.
+    The prediction is made anew, as the plan's was at first: the plan's may be calibrated already.
     """
     plan, device = session.plan, session.plan.hardware.device
     length = advise(plan.model, plan.data, plan.inputs).sequence_length
@@ -44,5 +44,5 @@ def trial_observations(session: Session, priced: RankedCandidate, outcome: Train
         versions=session.job_facts().versions,
         source="trial",
     )
-    estimate = estimate_memory(priced.candidate, plan.model, device, sequence_length=length)
+    estimate = price_memory(priced.candidate, plan.model, device, sequence_length=length)
     return observations_of(training, estimate, outcome, seconds=step_seconds(outcome))
