@@ -69,7 +69,7 @@ _KERNELS = {
 """Kernels of operators that start several: a fill and a copy, sorts, solvers (read in ATen's CUDA sources as far as
 memory goes: recalled, unverified); all others start one."""
 
-_LIST_CHUNK_BYTES = 65536 * 320
+_LIST_CHUNK_ELEMENTS = 65536 * 320
 """Elements that one multi-tensor kernel takes: 320 blocks of 65,536 (ATen/native/cuda/MultiTensorApply.cuh)."""
 
 _LIST_TENSORS = (110, 64, 48, 36, 30)
@@ -135,7 +135,7 @@ class KernelLedger:
         moved = _bytes(_tensors(lists)) + _bytes(results or lists[0])
         elements = sum(each.numel() for each in lists[0])
         tensors = _LIST_TENSORS[min(len(lists), len(_LIST_TENSORS)) - 1]
-        kernels = max(math.ceil(len(lists[0]) / tensors), math.ceil(elements / _LIST_CHUNK_BYTES))
+        kernels = max(math.ceil(len(lists[0]) / tensors), math.ceil(elements / _LIST_CHUNK_ELEMENTS))
         self.add("optimizer", _dtype(lists[0]), float(elements), moved, kernels)
 
     def _book_four_bits(self, args: Any, results: list[torch.Tensor]) -> None:

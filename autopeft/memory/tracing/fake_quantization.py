@@ -12,10 +12,8 @@ from unittest import mock
 import torch
 
 from autopeft.engine.base import quantization_config, torch_dtype
+from autopeft.memory._static import NF4_BLOCK, SCALE_BLOCK
 from autopeft.specs.candidate import Candidate
-
-NF4_BLOCK = 64
-SCALE_BLOCK = 256
 
 
 def quantize_modules(model: Any, candidate: Candidate) -> tuple[str, ...]:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from autopeft.memory.allocator import MIN_BLOCK_BYTES
 from autopeft.memory.tracing.costs import KernelLedger
 from autopeft.memory.tracing.values import value_read
-
-BLOCK_BYTES = 512
-"""CUDA's caching allocator hands out multiples of this (``kMinBlockSize``, c10/core/AllocatorConfig.h)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +22,7 @@ class Moment:
     """Where in the step something happens.
 
     Attributes:
-        phase: "load", "forward", "backward", "optimizer".
+        phase: "load", "init", "warm-up", "forward", "backward", "optimizer".
         part: place within the phase: "head", "last", "inner", "second", "first", or "".
         block: index of the transformer block; None outside the blocks.
     """
@@ -48,14 +46,12 @@ class Allocation:
         moment: when it appeared.
         last_dimension: width of the tensor that it appeared with; 0 for a scalar.
         component: what it is, where that is known from outside; "" otherwise.
-        end: when it went; None while it lives.
     """
 
     size: int
     moment: Moment
     last_dimension: int
     component: str = ""
-    end: Moment | None = None
 
 
 @dataclass(slots=True)
@@ -73,12 +69,6 @@ class PartPeak:
     operation: str
 
 
-@dataclass(slots=True)
-class _Books:
-    events: list[tuple[bool, Allocation, Moment]] = field(default_factory=list)
-    peaks: dict[Moment, PartPeak] = field(default_factory=dict)
-
-
 class AllocationRecorder(TorchDispatchMode):  # type: ignore[misc]  # torch is not type-checked here
     """Records each new storage under the moment that is current, and each storage's end.
 
@@ -86,6 +76,8 @@ class AllocationRecorder(TorchDispatchMode):  # type: ignore[misc]  # torch is n
 
     Attributes:
         ledger: floating-point operations and bytes moved, by kernel class.
+        events: every allocation and every release (True means allocated) with its moment, in order.
+        peaks: moment -> its highest mark.
     """
 
     @classmethod
@@ -96,21 +88,12 @@ class AllocationRecorder(TorchDispatchMode):  # type: ignore[misc]  # torch is n
     def __init__(self, now: Callable[[], Moment], describe: Callable[[str], str] = str) -> None:
         super().__init__()
         self.ledger = KernelLedger()
-        self._books = _Books()
+        self.events: list[tuple[bool, Allocation, Moment]] = []
+        self.peaks: dict[Moment, PartPeak] = {}
         self._now = now
         self._describe = describe
         self._live: dict[int, Allocation] = {}
         self._live_bytes = 0
-
-    @property
-    def events(self) -> list[tuple[bool, Allocation, Moment]]:
-        """Every allocation and every release (True means allocated) with its moment, in order."""
-        return self._books.events
-
-    @property
-    def peaks(self) -> dict[Moment, PartPeak]:
-        """Moment -> its highest mark."""
-        return self._books.peaks
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -134,14 +117,14 @@ class AllocationRecorder(TorchDispatchMode):  # type: ignore[misc]  # torch is n
             key = storage._cdata
             if key in self._live:
                 continue
-            size = -(-storage.nbytes() // BLOCK_BYTES) * BLOCK_BYTES
+            size = -(-storage.nbytes() // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
             allocation = Allocation(size, now, tensor.shape[-1] if tensor.dim() else 0, component)
             self._live[key] = allocation
             self._live_bytes += size
-            self._books.events.append((True, allocation, now))
+            self.events.append((True, allocation, now))
             weakref.finalize(storage, self._drop, key)
             grown = True
-        if grown or now not in self._books.peaks:
+        if grown or now not in self.peaks:
             self._mark(now, operation)
 
     def name(self, tensors: Iterable[torch.Tensor], component: str) -> None:
@@ -154,9 +137,9 @@ class AllocationRecorder(TorchDispatchMode):  # type: ignore[misc]  # torch is n
     @contextlib.contextmanager
     def borrowed(self, size: int, component: str, operation: str) -> Iterator[None]:
         """Counts bytes that no tensor of the trace stands for: a library's workspace."""
-        allocation = Allocation(-(-size // BLOCK_BYTES) * BLOCK_BYTES, self._now(), 0, component)
+        allocation = Allocation(-(-size // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES, self._now(), 0, component)
         self._live_bytes += allocation.size
-        self._books.events.append((True, allocation, allocation.moment))
+        self.events.append((True, allocation, allocation.moment))
         self._mark(allocation.moment, operation)
         try:
             yield
@@ -166,7 +149,7 @@ class AllocationRecorder(TorchDispatchMode):  # type: ignore[misc]  # torch is n
     def live_at(self, event: int) -> list[Allocation]:
         """Returns the storages that were alive after so many events."""
         alive: dict[int, Allocation] = {}
-        for allocated, allocation, _ in self._books.events[:event]:
+        for allocated, allocation, _ in self.events[:event]:
             if allocated:
                 alive[id(allocation)] = allocation
             else:
@@ -174,19 +157,18 @@ class AllocationRecorder(TorchDispatchMode):  # type: ignore[misc]  # torch is n
         return list(alive.values())
 
     def _mark(self, moment: Moment, operation: Any) -> None:
-        peak = self._books.peaks.get(moment)
+        peak = self.peaks.get(moment)
         if peak is None or self._live_bytes > peak.bytes:
             what = self._describe(str(operation))
-            self._books.peaks[moment] = PartPeak(self._live_bytes, len(self._books.events), what)
+            self.peaks[moment] = PartPeak(self._live_bytes, len(self.events), what)
 
     def _drop(self, key: int) -> None:
         self._end(self._live.pop(key))
 
     def _end(self, allocation: Allocation) -> None:
         moment = self._now()
-        allocation.end = moment
         self._live_bytes -= allocation.size
-        self._books.events.append((False, allocation, moment))
+        self.events.append((False, allocation, moment))
 
 
 def _stored(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:

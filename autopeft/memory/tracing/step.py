@@ -13,6 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autopeft.engine.optimizer import make_optimizer
 from autopeft.engine.step import StepParts, training_step, update
+from autopeft.memory._static import PAGED_MIN_ENTRIES
+from autopeft.memory.ledger.heads import TRL_VOCABULARY_CHUNK
+from autopeft.memory.overhead import WORKSPACES
 from autopeft.memory.tracing.building import (
     MANY_STEPS,
     batch_of,
@@ -28,14 +31,6 @@ from autopeft.memory.tracing.recorder import Allocation, AllocationRecorder, Mom
 from autopeft.memory.tracing.request import TraceRequest
 from autopeft.memory.tracing.target_device import kernels_of
 from autopeft.methods import MethodContext, PeftMethod, get_method
-
-PAGED_MIN_ENTRIES = 100_000
-"""bitsandbytes pages only the states of larger tensors (``get_state_buffer`` in bitsandbytes/optim/optimizer.py)."""
-
-TRL_TILE_WIDTH = 32768
-"""Vocabulary entries of one tile of trl's fused head (``_CHUNKED_LOGPROB_CHUNK_SIZE``, trl 1.16)."""
-
-WORKSPACES = 2
 
 LOAD = Moment("load")
 INITIALIZATION = Moment("init")
@@ -337,6 +332,6 @@ def _component(allocation: Allocation, request: TraceRequest) -> str:
     if allocation.component:
         return allocation.component
     vocabulary = request.config.get("vocab_size")
-    if not request.encoder and allocation.last_dimension in (vocabulary, TRL_TILE_WIDTH):
+    if not request.encoder and allocation.last_dimension in (vocabulary, TRL_VOCABULARY_CHUNK):
         return "logits"
     return "activations" if allocation.moment.phase == "forward" else "temporaries"

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from autopeft.errors import InvalidInputError, ModelError
+from autopeft.memory.allocator import MIN_BLOCK_BYTES
 from autopeft.memory.trace import trace_memory
-from autopeft.memory.tracing.recorder import BLOCK_BYTES, AllocationRecorder, Moment
+from autopeft.memory.tracing.recorder import AllocationRecorder, Moment
 from autopeft.profiling.hardware import load_hardware
 from autopeft.profiling.model import resolve_target_modules, spec_from_config
 from autopeft.specs import Device
@@ -28,8 +29,8 @@ def test_the_recorder_counts_what_lives_and_its_peak():
         del third
         gc.collect()
         fourth = torch.zeros(1)
-    assert recorder.peaks[here].bytes == 16 * BLOCK_BYTES
-    assert sum(each.size for each in recorder.live_at(len(recorder.events))) == 9 * BLOCK_BYTES
+    assert recorder.peaks[here].bytes == 16 * MIN_BLOCK_BYTES
+    assert sum(each.size for each in recorder.live_at(len(recorder.events))) == 9 * MIN_BLOCK_BYTES
     assert second.numel() + fourth.numel() == 1001
 
 
