@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from autopeft.api._advice import as_names
+from autopeft.api._estimate import adapter_of, default_length, rest_of
 from autopeft.errors import AutoPeftError, DataError, InvalidInputError, ModelError
 from autopeft.specs import (
     Attention,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 STEPS = 2
 """The second step has the optimizer's states, and its time is without the first one's preparations."""
 
-DEFAULT_LENGTH = 1024
 _MADE_UP_ROWS = 8
 _HELD_OUT_ROWS = 2
 """What a job must hold out of each split; nothing is scored here."""
@@ -139,6 +138,7 @@ def calibrate(
     Raises:
         AutoPeftError: if an input is wrong, or the steps fail for another reason than memory.
     """
+    options = locals()
     from autopeft.engine.stack import require_training_stack
     from autopeft.memory.calibration_store import CalibrationStore
     from autopeft.memory.explicit import explicit_candidate
@@ -146,32 +146,11 @@ def calibrate(
     from autopeft.profiling.model import load_model
 
     require_training_stack("autopeft calibrate")
-    if double_quantization is not None and quantization != "nf4":
-        raise InvalidInputError(
-            f"double_quantization belongs to nf4, but quantization is {quantization!r}; leave it out"
-        )
     spec, device = load_model(str(model)), load_hardware("auto").device
-    rest = Candidate(
-        method="",
-        r=None,
-        lora_alpha=None,
-        quantization=quantization,
-        double_quantization=quantization == "nf4" and double_quantization is not False,
-        dtype=dtype,
-        adapter_dtype=adapter_dtype,
-        prepare_kbit=prepare_kbit and quantization != "none",
-        per_device_batch_size=batch_size,
-        max_length=_length_limit(spec, sequence_length, given_data=data is not None),
-        activation_checkpointing=activation_checkpointing,
-        attention=attention,
-        optimizer=optimizer,
-        trainer=trainer,
-    )
-    targets = None if target_modules is None else as_names(target_modules)
-    adapter = {"method": method, "r": r, "lora_alpha": lora_alpha, "target_modules": targets}
+    rest = rest_of(options, _length_limit(spec, sequence_length, given_data=data is not None))
     budget = device.free_memory_bytes if budget_memory is None else parse_bytes(str(budget_memory))
     trial = _Trial(
-        candidate=explicit_candidate(spec, adapter, rest),
+        candidate=explicit_candidate(spec, adapter_of(options), rest),
         model=spec,
         device=device,
         data=None if data is None else _profile(data, spec, columns),
@@ -192,7 +171,7 @@ def _length_limit(model: ModelSpec, wanted: int | None, *, given_data: bool) -> 
             )
         return wanted
     if not given_data:
-        return min(DEFAULT_LENGTH, context or DEFAULT_LENGTH)
+        return default_length(model)
     if context is None:
         raise InvalidInputError(f"{model.id} does not say how long its context is; give a sequence_length")
     return context

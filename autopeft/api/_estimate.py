@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from autopeft.memory.explicit import SavedConfig, Tracing
 
 
+DEFAULT_LENGTH = 1024
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Case:
     """One configuration with everything that its price depends on."""
@@ -100,7 +103,7 @@ def estimate(
         prepare_kbit: whether ``prepare_model_for_kbit_training`` runs; without effect on a 16-bit base.
         batch_size: rows of one forward.
         gradient_accumulation_steps: forwards of one optimizer step.
-        sequence_length: tokens of a row; None means 1024, or with data its longest row.
+        sequence_length: tokens of a row; None means 1024 or the model's longest input, or with data its longest row.
         packing: rows hold several documents each.
         activation_checkpointing: recompute activations in backward.
         attention: attention implementation.
@@ -168,7 +171,7 @@ def _case(options: Mapping[str, Any]) -> _Case:
     from autopeft.profiling.model import load_model
 
     spec = load_model(str(options["model"]))
-    adapter = _adapter(options)
+    adapter = adapter_of(options)
     saved = None
     if options["peft_config"] is not None:
         _refuse_method_options(adapter)
@@ -180,7 +183,7 @@ def _case(options: Mapping[str, Any]) -> _Case:
     _refuse_what_says_nothing(options)
     environment = options["environment"]
     return _Case(
-        candidate=explicit_candidate(spec, adapter, _rest(options, data)),
+        candidate=explicit_candidate(spec, adapter, rest_of(options, _length(options["sequence_length"], data, spec))),
         model=spec,
         hardware=load_hardware(str(options["hardware"])),
         data=data,
@@ -205,14 +208,19 @@ def _refuse_what_says_nothing(options: Mapping[str, Any]) -> None:
         raise InvalidInputError("packed rows are full: padded and packing exclude each other")
 
 
-def _adapter(options: Mapping[str, Any]) -> dict[str, Any]:
+def adapter_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the adapter's options of ``estimate`` or ``calibrate`` as ``explicit_candidate`` takes them."""
     targets = options["target_modules"]
     names = None if targets is None else as_names(targets)
     return {name: options[name] for name in ("method", "r", "lora_alpha")} | {"target_modules": names}
 
 
-def _rest(options: Mapping[str, Any], data: DatasetProfile | None) -> Candidate:
-    """Returns everything of the candidate but its adapter."""
+def rest_of(options: Mapping[str, Any], max_length: int) -> Candidate:
+    """Returns everything of the candidate but its adapter, from the options of ``estimate`` or ``calibrate``.
+
+    Raises:
+        InvalidInputError: for double quantization of a base that is not nf4.
+    """
     quantization, double = options["quantization"], options["double_quantization"]
     if double is not None and quantization != "nf4":
         raise InvalidInputError(
@@ -227,18 +235,20 @@ def _rest(options: Mapping[str, Any], data: DatasetProfile | None) -> Candidate:
         double_quantization=quantization == "nf4" and double is not False,
         prepare_kbit=options["prepare_kbit"] and quantization != "none",
         per_device_batch_size=options["batch_size"],
-        max_length=_length(options["sequence_length"], data),
-        **{name: options[name] for name in same},
+        max_length=max_length,
+        **{name: options[name] for name in same if name in options},
     )
 
 
-DEFAULT_LENGTH = 1024
+def default_length(model: ModelSpec) -> int:
+    """Returns the tokens of a row where nothing says: 1024, or what the model reads at most if that is less."""
+    return min(DEFAULT_LENGTH, model.context_length or DEFAULT_LENGTH)
 
 
-def _length(wanted: int | None, data: DatasetProfile | None) -> int:
+def _length(wanted: int | None, data: DatasetProfile | None, model: ModelSpec) -> int:
     if wanted is not None:
         return wanted
-    return DEFAULT_LENGTH if data is None else data.max_tokens
+    return default_length(model) if data is None else data.max_tokens
 
 
 def _refuse_method_options(adapter: Mapping[str, Any]) -> None:

@@ -63,7 +63,7 @@ HABITS = tuple(field.name.replace("_", "-") for field in fields(StepStyle) if fi
 @click.option(
     "--sequence-length",
     type=click.IntRange(min=1),
-    help="Tokens of a row. Default: 1024; with --data those of its longest row.",
+    help="Tokens of a row. Default: 1024 or the model's longest input; with --data its longest row.",
 )
 @click.option("--packing/--no-packing", default=False, help="Rows hold several documents each.")
 @click.option(

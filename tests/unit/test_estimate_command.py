@@ -104,7 +104,12 @@ def test_options_that_would_be_ignored_are_refused(options, says: str) -> None:
 
 def test_an_encoder_is_not_traced_beyond_its_longest_input() -> None:
     with pytest.raises(InvalidInputError, match="reads at most 512 tokens, not 1024"):
-        autopeft.estimate(model="roberta-base", hardware="rtx-4090", trace=True)
+        autopeft.estimate(model="roberta-base", hardware="rtx-4090", sequence_length=1024, trace=True)
+
+
+def test_rows_are_no_longer_than_the_model_reads_unless_asked_for() -> None:
+    found = autopeft.estimate(model="roberta-base", hardware="rtx-4090")
+    assert "every row has 512 tokens, none of them padding" in found.assumptions
 
 
 def test_suggest_refuses_an_environment_without_a_trace(tiny_config: Path, rows: Path) -> None:
