@@ -66,6 +66,8 @@ def suggest(
 
     if trace < 0:
         raise InvalidInputError(f"trace says how many candidates to trace; it cannot be {trace}")
+    if environment is not None and not trace:
+        raise InvalidInputError("an environment is where candidates are traced; say how many: trace=N (--trace N)")
     inputs = PlanInputs(
         model=str(model),
         data=str(data),
@@ -84,8 +86,6 @@ def suggest(
     known = calibration_for(profile, dataset.content_hash) if calibration else None
     plan = recommend(profile, spec, dataset, inputs, seed=seed, price=known.pricer(price_memory) if known else None)
     plan = replace(plan, versions=dict(REFERENCE_VERSIONS))
-    if environment is not None and not trace:
-        raise InvalidInputError("an environment is where candidates are traced; say how many: trace=N (--trace N)")
     return _traced(plan, trace, environment, known) if trace else plan
 
 
