@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from autopeft.errors import InvalidInputError
-from autopeft.specs import DatasetProfile, Distribution, ModelSpec, OptionValue, PlanInputs
+from autopeft.specs import Claim, DatasetProfile, Distribution, ModelSpec, OptionValue, PlanInputs
 
 SMALL_ROWS = 1_000
 MEDIUM_ROWS = 10_000
@@ -35,7 +35,7 @@ class Advice:
         epochs: passes over the training rows.
         training_rows: rows that are trained on.
         steps: optimizer steps of one full training.
-        reasons: one sentence for each choice.
+        reasons: one claim for each choice.
     """
 
     max_length: int
@@ -45,7 +45,7 @@ class Advice:
     training_rows: int
     steps: int
     warmup_ratio: float
-    reasons: tuple[str, ...]
+    reasons: tuple[Claim, ...]
 
 
 def advise(model: ModelSpec, data: DatasetProfile, inputs: PlanInputs) -> Advice:
@@ -62,9 +62,10 @@ def advise(model: ModelSpec, data: DatasetProfile, inputs: PlanInputs) -> Advice
     epochs = advised_epochs(data.example_count)
     steps = epochs * steps_per_epoch(training_rows, batch)
     warmup = 0.1 if steps < SHORT_TRAINING_STEPS else 0.05
-    steps_reason = (
+    steps_claim = _judged(
+        "epochs",
         f"{epochs} epoch{'s' if epochs > 1 else ''} over {training_rows} training rows (of "
-        f"{data.example_count}; the others choose and test) are {steps} steps, {warmup:.0%} of them warm-up"
+        f"{data.example_count}; the others choose and test) are {steps} steps, {warmup:.0%} of them warm-up",
     )
     return Advice(
         max_length=max_length,
@@ -74,8 +75,20 @@ def advise(model: ModelSpec, data: DatasetProfile, inputs: PlanInputs) -> Advice
         training_rows=training_rows,
         steps=steps,
         warmup_ratio=warmup,
-        reasons=(length_reason, sequence_reason, batch_reason, steps_reason),
+        reasons=(length_reason, sequence_reason, batch_reason, steps_claim),
     )
+
+
+def _judged(about: str, text: str) -> Claim:
+    return Claim(about=about, text=text, basis="judgement")
+
+
+def _computed(about: str, text: str, source: str | None = None) -> Claim:
+    return Claim(about=about, text=text, basis="computed", source=source)
+
+
+def _asked(about: str, text: str) -> Claim:
+    return Claim(about=about, text=text, basis="asked")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +117,7 @@ def steps_per_epoch(training_rows: int, effective_batch_size: int) -> int:
     return max(1, math.ceil(training_rows / effective_batch_size))
 
 
-def advised_max_length(model: ModelSpec, data: DatasetProfile, wanted: int | None) -> tuple[int, str]:
+def advised_max_length(model: ModelSpec, data: DatasetProfile, wanted: int | None) -> tuple[int, Claim]:
     """Returns ``max_length`` and why.
 
     The smallest power of two that loses at most half a percent of the supervised tokens, capped by the context.
@@ -118,12 +131,13 @@ def advised_max_length(model: ModelSpec, data: DatasetProfile, wanted: int | Non
             raise InvalidInputError(
                 f"max_length {wanted} is not possible: {model.id} takes 1 to {context} tokens; give one of these"
             )
-        return wanted, f"max_length {wanted} was asked for{_loses(data, wanted)}"
+        return wanted, _asked("max_length", f"max_length {wanted} was asked for{_loses(data, wanted)}")
     length = _lossless_length(data)
     if context is not None and length > context:
-        return context, f"max_length {context}: the model's context ends there{_loses(data, context)}"
-    reason = f"max_length {length}: the smallest power of two that keeps 99.5 % of the supervised tokens"
-    return length, reason + _loses(data, length)
+        text = f"max_length {context}: the model's context ends there{_loses(data, context)}"
+        return context, _computed("max_length", text)
+    text = f"max_length {length}: the smallest power of two that keeps 99.5 % of the supervised tokens"
+    return length, _computed("max_length", text + _loses(data, length))
 
 
 def _lossless_length(data: DatasetProfile) -> int:
@@ -154,7 +168,7 @@ def _loses(data: DatasetProfile, max_length: int) -> str:
     return f" (cuts {most}{lost:.1%} of them, in {rows:.1%} of the rows)"
 
 
-def priced_length(data: DatasetProfile, max_length: int) -> tuple[int, str]:
+def priced_length(data: DatasetProfile, max_length: int) -> tuple[int, Claim]:
     """Returns the tokens of a row that memory is computed for, and why.
 
     The longest row decides, since the worst batch sets the peak. Where only a sample was counted, or lengths are
@@ -162,16 +176,17 @@ def priced_length(data: DatasetProfile, max_length: int) -> tuple[int, str]:
     """
     if data.token_counts_source == "characters" or data.sampled_examples < data.example_count:
         reason = "the limit, since not every row was counted with the tokenizer"
-        return max_length, f"memory is computed for rows of {max_length} tokens, {reason}"
+        text = f"memory is computed for rows of {max_length} tokens, {reason}"
+        return max_length, _computed("sequence_length", text)
     longest = math.ceil(data.max_tokens / LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     length = max(1, min(max_length, longest))
-    return (
-        length,
-        f"memory is computed for rows of {length} tokens: the longest row (rounded to {LENGTH_MULTIPLE}) or the limit",
+    text = (
+        f"memory is computed for rows of {length} tokens: the longest row (rounded to {LENGTH_MULTIPLE}) or the limit"
     )
+    return length, _computed("sequence_length", text)
 
 
-def advised_batch(rows: int, wanted: int | None) -> tuple[int, str]:
+def advised_batch(rows: int, wanted: int | None) -> tuple[int, Claim]:
     """Returns the effective batch size and why: asked for, or 8 below 1,000 rows, 16 below 10,000, else 32.
 
     Raises:
@@ -180,17 +195,15 @@ def advised_batch(rows: int, wanted: int | None) -> tuple[int, str]:
     if wanted is not None:
         if wanted < 1:
             raise InvalidInputError(f"the effective batch size must be at least 1, not {wanted}")
-        return wanted, f"effective batch {wanted} was asked for"
+        return wanted, _asked("effective_batch_size", f"effective batch {wanted} was asked for")
     batch = 8 if rows < SMALL_ROWS else 16 if rows < MEDIUM_ROWS else 32
-    return (
-        batch,
-        f"effective batch {batch}: {rows} rows, small enough to leave many steps (LoRA loses on large batches)",
-    )
+    text = f"effective batch {batch}: {rows} rows, small enough to leave many steps (LoRA loses on large batches)"
+    return batch, _judged("effective_batch_size", text)
 
 
 def advised_rank(
     distribution: Distribution, data: DatasetProfile, parameters_at: Callable[[int], int]
-) -> tuple[int, str]:
+) -> tuple[int, Claim]:
     """Returns the rank to start with and why; more data never lowers it.
 
     One choice below the space's default under 1,000 rows; above, raised until the adapter could store what the
@@ -207,13 +220,14 @@ def advised_rank(
     if data.example_count < SMALL_ROWS:
         rank = choices[max(0, index - 1)]
         reason = f"fewer than {SMALL_ROWS} rows need little capacity (default {default})"
-        return rank, f"r {rank}: {reason}"
+        return rank, _judged("r", f"r {rank}: {reason}")
     tokens = data.total_tokens * data.supervised_ratio
     while index + 1 < len(choices) and parameters_at(choices[index]) * BITS_PER_PARAMETER < tokens * BITS_PER_TOKEN:
         index += 1
     rank = choices[index]
     size = f"{parameters_at(rank):,} trainable parameters for {tokens:,.0f} supervised tokens"
-    return rank, f"r {rank}: {size} (counting {BITS_PER_PARAMETER:g} bits a parameter, {BITS_PER_TOKEN:g} a token)"
+    text = f"r {rank}: {size} (counting {BITS_PER_PARAMETER:g} bits a parameter, {BITS_PER_TOKEN:g} a token)"
+    return rank, _judged("r", text)
 
 
 def rank_choices(distribution: Distribution) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from autopeft.recommend.learning_rate import advised_learning_rate
 from autopeft.spaces import is_candidate_field, spaces_for
 from autopeft.specs import (
     Candidate,
+    Claim,
     DatasetProfile,
     Device,
     MethodSpace,
@@ -43,7 +44,7 @@ class Drafts:
     _spaces: dict[str, MethodSpace] = field(default_factory=dict)
     _targets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _fitting: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    _ranks: dict[str, tuple[int, str] | None] = field(default_factory=dict)
+    _ranks: dict[str, tuple[int, Claim] | None] = field(default_factory=dict)
 
     def space(self, method: str) -> MethodSpace:
         """Returns the whole search space of a method."""
@@ -99,7 +100,7 @@ class Drafts:
         rank = self.rank_advice(method)
         return values if rank is None else values | {"r": rank[0]}
 
-    def rank_advice(self, method: str) -> tuple[int, str] | None:
+    def rank_advice(self, method: str) -> tuple[int, Claim] | None:
         """Returns the advised rank and why; None for a method without a rank, or if every rank is too high."""
         if method not in self._ranks:
             fitting = self.ranks(method)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from autopeft.specs import Distribution, MethodSpace, ModelSpec
+from autopeft.specs import Basis, Claim, Distribution, MethodSpace, ModelSpec
 
 REFERENCE_HIDDEN_SIZE = 4096
 LEARNING_RATE_AT_REFERENCE = 3.901e-4
@@ -43,18 +43,21 @@ def advised_learning_rate(model: ModelSpec, space: MethodSpace) -> float:
     return _inside(float(f"{rate:.1e}"), space.parameters.get("learning_rate"))
 
 
-def learning_rate_reason(model: ModelSpec, space: MethodSpace, learning_rate: float) -> str:
+def learning_rate_claim(model: ModelSpec, space: MethodSpace, learning_rate: float) -> Claim:
     """Returns one sentence on a learning rate: where it comes from and how far to trust it."""
-    low, high = FITTED_HIDDEN_SIZES
-    trust = "interpolated" if low <= model.hidden_size <= high and model.kind == "causal_lm" else "extrapolated"
     advised = advised_learning_rate(model, space)
     if not math.isclose(learning_rate, advised):
-        return f"learning rate {learning_rate:.1e} was given; published sweeps point to {advised:.1e}"
+        text = f"learning rate {learning_rate:.1e} was given; published sweeps point to {advised:.1e}"
+        return Claim(about="learning_rate", text=text, basis="asked")
+    low, high = FITTED_HIDDEN_SIZES
+    inside = low <= model.hidden_size <= high and model.kind == "causal_lm"
     factor = "" if space.learning_rate_factor == 1 else f", times {space.learning_rate_factor:g} for {space.method}"
-    return (
-        f"learning rate {learning_rate:.1e}: LoRA sweeps of 15 models, {trust} at width {model.hidden_size}"
+    text = (
+        f"learning rate {learning_rate:.1e}: LoRA sweeps of 15 models, at width {model.hidden_size}"
         f"{factor}, good to a factor of {ERROR_FACTOR:g} on average; the search tunes it"
     )
+    basis: Basis = "interpolated" if inside else "extrapolated"
+    return Claim(about="learning_rate", text=text, basis=basis, source="docs/advice.md")
 
 
 def _inside(rate: float, distribution: Distribution | None) -> float:

@@ -26,6 +26,7 @@ from autopeft.report.formats import (
 )
 from autopeft.report.memory_breakdown import epoch_peaks_table
 from autopeft.specs import (
+    Claim,
     DatasetProfile,
     Finding,
     HardwareProfile,
@@ -50,7 +51,7 @@ def suggest_table(plan: Recommendation) -> RenderableType:
     parts: list[RenderableType] = [_heading(plan), _candidates(plan), Text()]
     shared = _shared_reasons(plan.candidates)
     if shared:
-        parts += [_bold("Why, for all of them"), _bullets(shared), Text()]
+        parts += [_bold("Why, for all of them"), _bullets(map(str, shared)), Text()]
     own = [_own_reasons(place, entry, shared) for place, entry in enumerate(plan.candidates[:EXPLAINED], 1)]
     if any(own):
         parts += [_bold("Why, one by one"), *(part for part in own if part), *_more_reasons(plan), Text()]
@@ -199,18 +200,18 @@ def _base_label(entry: RankedCandidate) -> str:
     return short[entry.candidate.dtype] if quantization == "none" else quantization
 
 
-def _shared_reasons(candidates: Sequence[RankedCandidate]) -> tuple[str, ...]:
+def _shared_reasons(candidates: Sequence[RankedCandidate]) -> tuple[Claim, ...]:
     if len(candidates) < 2:
         return ()
     first, *others = (entry.reasons for entry in candidates)
     return tuple(reason for reason in first if all(reason in reasons for reasons in others))
 
 
-def _own_reasons(place: int, entry: RankedCandidate, shared: tuple[str, ...]) -> RenderableType | None:
+def _own_reasons(place: int, entry: RankedCandidate, shared: tuple[Claim, ...]) -> RenderableType | None:
     own = [reason for reason in entry.reasons if reason not in shared]
     if not own:
         return None
-    return Group(_text(f"{place}  {entry.candidate.method} ({_base_label(entry)})"), _bullets(own))
+    return Group(_text(f"{place}  {entry.candidate.method} ({_base_label(entry)})"), _bullets(map(str, own)))
 
 
 def _more_reasons(plan: Recommendation) -> list[RenderableType]:

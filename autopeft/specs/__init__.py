@@ -10,6 +10,7 @@ from autopeft.specs.candidate import (
     SchedulerName,
     TrainerName,
 )
+from autopeft.specs.claim import Basis, Claim
 from autopeft.specs.codec import SCHEMA_VERSION, from_dict, from_json, to_dict, to_json
 from autopeft.specs.data import DatasetProfile, Finding, TruncationPoint
 from autopeft.specs.epoch import BatchSampler, EpochPeaks
@@ -17,7 +18,14 @@ from autopeft.specs.estimate import MemoryEstimate, TimeEstimate
 from autopeft.specs.explanation import Combination, Explanation, Lever, QualityRisk
 from autopeft.specs.hardware import Device, DeviceKind, HardwareProfile
 from autopeft.specs.model import LinearLayer, ModelSpec
-from autopeft.specs.plan import Baseline, PlanInputs, RankedCandidate, Recommendation, RejectedCandidate
+from autopeft.specs.plan import (
+    PLAN_SCHEMA_VERSION,
+    Baseline,
+    PlanInputs,
+    RankedCandidate,
+    Recommendation,
+    RejectedCandidate,
+)
 from autopeft.specs.result import Comparison, PhaseTime, RankedMethod, Report, TrialResult, TrialStatus, Verdict
 from autopeft.specs.runner import (
     Job,
@@ -34,11 +42,14 @@ from autopeft.specs.space import Distribution, MethodSpace, SearchSpace
 from autopeft.specs.step_style import StepStyle
 
 __all__ = [
+    "PLAN_SCHEMA_VERSION",
     "SCHEMA_VERSION",
     "Attention",
     "Baseline",
+    "Basis",
     "BatchSampler",
     "Candidate",
+    "Claim",
     "Combination",
     "Comparison",
     "DatasetProfile",

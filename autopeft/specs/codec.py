@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from autopeft.errors import InvalidInputError
 
 SCHEMA_VERSION = 1
-"""Version of plan.json, verdict.json and the other files that hold these types."""
+"""Version of verdict.json and the other files that hold these types; plan.json has its own."""
 
 T = TypeVar("T")
 

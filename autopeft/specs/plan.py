@@ -7,11 +7,15 @@ from typing import Any
 
 from autopeft.errors import InvalidInputError
 from autopeft.specs.candidate import Candidate
-from autopeft.specs.codec import SCHEMA_VERSION, from_dict, to_dict
+from autopeft.specs.claim import Claim
+from autopeft.specs.codec import from_dict, to_dict
 from autopeft.specs.data import DatasetProfile
 from autopeft.specs.estimate import MemoryEstimate
 from autopeft.specs.hardware import HardwareProfile
 from autopeft.specs.model import ModelSpec
+
+PLAN_SCHEMA_VERSION = 2
+"""Of plan.json. Version 1 had bare sentences for reasons, which say nothing of what they rest on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +50,7 @@ class RankedCandidate:
         predicted_seconds: one full training; None where the device's speed is unknown.
         steps: optimizer steps of one full training.
         score: higher is better; comparable within one plan only.
-        reasons: one sentence for each choice.
+        reasons: one claim for each choice.
     """
 
     candidate: Candidate
@@ -55,7 +59,7 @@ class RankedCandidate:
     predicted_seconds: float | None
     steps: int
     score: float
-    reasons: tuple[str, ...]
+    reasons: tuple[Claim, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,15 +117,15 @@ class Recommendation:
         plain["candidates"] = [entry.pop("candidate") | entry for entry in plain["candidates"]]
         for entry in plain["candidates"]:
             entry["effective_batch_size"] = entry["per_device_batch_size"] * entry["gradient_accumulation_steps"]
-        return {"schema_version": SCHEMA_VERSION, **plain}
+        return {"schema_version": PLAN_SCHEMA_VERSION, **plain}
 
     @classmethod
     def from_dict(cls, content: Any, where: str = "plan") -> Recommendation:
         """Returns the recommendation that ``to_dict`` wrote; ``where`` names its origin in errors."""
-        if not isinstance(content, dict) or content.get("schema_version") != SCHEMA_VERSION:
+        if not isinstance(content, dict) or content.get("schema_version") != PLAN_SCHEMA_VERSION:
             found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
             raise InvalidInputError(
-                f"{where} is no plan of schema version {SCHEMA_VERSION} (found: {found}); "
+                f"{where} is no plan of schema version {PLAN_SCHEMA_VERSION} (found: {found}); "
                 "make a new one: autopeft suggest ... -o plan.json"
             )
         nested = dict(content)

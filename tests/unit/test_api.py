@@ -451,7 +451,7 @@ def test_a_plan_that_is_no_plan_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"plan\.json is no valid JSON"):
         api.read_plan(path)
     path.write_text("{}")
-    with pytest.raises(InvalidInputError, match="is no plan of schema version 1"):
+    with pytest.raises(InvalidInputError, match="is no plan of schema version 2"):
         api.read_plan(path)
 
 

@@ -106,7 +106,7 @@ def test_suggest_prints_a_plan_with_every_known_method(call: Call, config_folder
     outcome = call(*suggest(config_folder, rows, "--json"))
     assert outcome.code == 0
     plan = outcome.json
-    assert plan["schema_version"] == 1
+    assert plan["schema_version"] == 2
     assert {"seed", "inputs", "hardware", "model", "data", "candidates", "rejected", "baselines"} <= set(plan)
     told = {entry["method"] for entry in (*plan["candidates"], *plan["rejected"])}
     assert told == set(method_names())

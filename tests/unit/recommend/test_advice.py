@@ -19,7 +19,7 @@ def test_max_length_is_the_smallest_power_of_two_that_loses_at_most_half_a_perce
     table = (point(256, 0.2), point(512, 0.0051), point(768, 0.0049), point(1024, 0.005), point(2048, 0.0))
     advice = advise(small_model, make_data(truncation=table, max_tokens=2000), INPUTS)
     assert advice.max_length == 1024
-    assert "cuts 0.5% of them" in advice.reasons[0]
+    assert "cuts 0.5% of them" in advice.reasons[0].text
 
 
 def test_without_a_truncation_table_the_longest_row_decides(small_model, make_data):
@@ -29,7 +29,7 @@ def test_without_a_truncation_table_the_longest_row_decides(small_model, make_da
 def test_the_context_of_the_model_caps_the_length_and_says_so(small_model, make_data):
     advice = advise(small_model, make_data(truncation=(), max_tokens=20_000), INPUTS)
     assert advice.max_length == 8192
-    assert "context" in advice.reasons[0]
+    assert "context" in advice.reasons[0].text
 
 
 def test_a_length_that_was_asked_for_is_taken(small_model, make_data):
@@ -89,9 +89,9 @@ def test_little_data_takes_one_rank_below_the_default(make_data):
 
 def test_the_rank_rises_until_the_adapter_holds_what_the_data_carry(make_data):
     # 300 * 0.5 * 100,000 = 15 million supervised tokens, a bit each; 2 bits a parameter: 7.5 million parameters.
-    rank, reason = advised_rank(RANKS, make_data(100_000), lambda r: 300_000 * r)
+    rank, claim = advised_rank(RANKS, make_data(100_000), lambda r: 300_000 * r)
     assert rank == 32
-    assert "9,600,000 trainable parameters for 15,000,000 supervised tokens" in reason
+    assert "9,600,000 trainable parameters for 15,000,000 supervised tokens" in claim.text
 
 
 def test_a_range_of_ranks_is_walked_in_powers_of_two():

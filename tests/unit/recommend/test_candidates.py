@@ -88,7 +88,7 @@ def test_the_device_decides_the_dtype(small_model, make_data, make_hardware, cha
 def test_float16_states_its_risk(small_model, make_data, make_hardware):
     factory = CandidateFactory(small_model, make_data(), make_hardware(supports_bfloat16=False), INPUTS)
     priced = factory.price(factory.candidate("lora", {}))
-    assert any("risk of overflow" in reason for reason in priced.reasons)
+    assert any("risk of overflow" in claim.text for claim in priced.reasons)
 
 
 def test_a_device_without_nf4_has_no_nf4_in_its_spaces(small_model, make_data, make_hardware):

@@ -73,4 +73,4 @@ def test_the_reason_says_when_the_rule_is_extrapolated(large_model):
     wide = replace(large_model, hidden_size=16384)
     for model, word in ((large_model, "interpolated"), (wide, "extrapolated")):
         rate = learning_rate.advised_learning_rate(model, space)
-        assert word in learning_rate.learning_rate_reason(model, space, rate)
+        assert learning_rate.learning_rate_claim(model, space, rate).basis == word

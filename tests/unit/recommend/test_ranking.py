@@ -128,7 +128,7 @@ def test_a_rank_is_lowered_before_nothing_fits(large_model, make_data, make_hard
     low = recommend(make_hardware(int(7.5 * GIB)), large_model, make_data(), inputs, seed=0).candidates[0]
     assert high.r == 32
     assert low.candidate.r < 32
-    assert any("in place of the advised 32" in reason for reason in low.reasons)
+    assert any("in place of the advised 32" in claim.text for claim in low.reasons)
 
 
 def test_the_same_inputs_give_the_same_bytes(large_model, make_data, make_hardware):

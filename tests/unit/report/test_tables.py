@@ -73,8 +73,8 @@ def test_large_figures_still_fit_one_line(plan: Recommendation, make_candidate: 
 
 def test_a_reason_shared_by_all_is_printed_once_and_the_others_beside_their_candidate(plan: Recommendation) -> None:
     text = printed(suggest_table(plan))
-    assert text.count("An effective batch of 8 suits 1,500 rows.") == 1
-    assert all(f"{entry.candidate.method} is place" in text for entry in plan.candidates[:3])
+    assert text.count("an effective batch of 8 suits 1,500 rows [judgement]") == 1
+    assert all(f"is place {place} [measured: a paper]" in text for place, _ in enumerate(plan.candidates[:3], 1))
 
 
 def test_reasons_beyond_the_third_candidate_are_left_to_the_plan(plan: Recommendation) -> None:

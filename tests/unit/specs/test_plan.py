@@ -15,6 +15,7 @@ from autopeft.errors import InvalidInputError
 from autopeft.specs import (
     Baseline,
     Candidate,
+    Claim,
     DatasetProfile,
     Device,
     HardwareProfile,
@@ -56,6 +57,13 @@ positive = st.floats(min_value=1e-9, max_value=1e15)
 options = st.dictionaries(text, st.one_of(st.booleans(), st.integers(-(2**53), 2**53), positive, text), max_size=2)
 json_value = st.one_of(st.none(), st.booleans(), st.integers(-(2**53), 2**53), text, st.lists(st.integers(0, 9)))
 
+claims = st.builds(
+    Claim,
+    about=text,
+    text=text,
+    basis=st.sampled_from(["measured", "interpolated", "extrapolated", "computed", "asked", "judgement"]),
+    source=st.none() | text,
+)
 candidates = st.builds(
     Candidate,
     method=text,
@@ -93,7 +101,7 @@ ranked = st.builds(
     predicted_seconds=st.none() | positive,
     steps=st.integers(1, 10**6),
     score=st.floats(-1e6, 1e6),
-    reasons=st.lists(text, max_size=2).map(tuple),
+    reasons=st.lists(claims, max_size=2).map(tuple),
 )
 hardware = st.builds(
     HardwareProfile,
@@ -232,9 +240,9 @@ def test_candidates_fit_the_json_schema_of_their_type(candidate: Candidate) -> N
     assert from_json(to_json(candidate), Candidate, "test") == candidate
 
 
-@pytest.mark.parametrize("content", [[], "plan", None, {}, {"schema_version": 0}, {"schema_version": 99}])
+@pytest.mark.parametrize("content", [[], "plan", None, {}, {"schema_version": 1}, {"schema_version": 99}])
 def test_what_is_no_plan_of_this_version_is_refused_with_what_to_do(content: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"my\.json is no plan of schema version 1 .*autopeft suggest"):
+    with pytest.raises(InvalidInputError, match=r"my\.json is no plan of schema version 2 .*autopeft suggest"):
         Recommendation.from_dict(content, "my.json")
 
 
