@@ -38,21 +38,41 @@ def quantization_config(candidate: Candidate) -> Any:
 
 
 def load_base(folder: Path, candidate: Candidate, device: str) -> Any:
-    """Returns the causal language model of a folder, on the device, stored and computed as the candidate says."""
+    """Returns the causal language model of a folder, on the device, stored and computed as the candidate says.
+
+    A checkpoint that is quantized already stays as it is stored, and computes in the candidate's dtype.
+    """
     from transformers import AutoModelForCausalLM
 
+    stored = is_stored_quantized(folder)
     # Only a quantized load needs to know the device while loading; elsewhere device_map would add accelerate's hooks.
-    placement = {"device_map": {"": device}} if candidate.quantization != "none" else {}
+    settings: dict[str, Any] = {"device_map": {"": device}} if stored or candidate.quantization != "none" else {}
+    if not stored:  # even None would stand in the way of what config.json says
+        settings["quantization_config"] = quantization_config(candidate)
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch_dtype(candidate.dtype),
         attn_implementation=candidate.attention,
-        quantization_config=quantization_config(candidate),
         trust_remote_code=False,
-        **placement,
+        **settings,
     )
     model.config.use_cache = False
-    return model if placement else model.to(device)
+    if stored:
+        _compute_in(model, torch_dtype(candidate.dtype))
+    return model if "device_map" in settings else model.to(device)
+
+
+def is_stored_quantized(folder: Path) -> bool:
+    """Returns whether the checkpoint in a folder is quantized already."""
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return bool(content.get("quantization_config"))
+
+
+def _compute_in(model: Any, dtype: torch.dtype) -> None:
+    """Makes bitsandbytes' 4-bit layers compute in a dtype; a checkpoint may state another, by default float32."""
+    for module in model.modules():
+        if hasattr(module, "compute_dtype") and hasattr(module, "compute_type_is_set"):
+            module.compute_dtype, module.compute_type_is_set = dtype, True
 
 
 def keep_differentiable(model: Any) -> None:

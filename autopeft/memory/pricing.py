@@ -8,6 +8,7 @@ from operator import attrgetter
 
 from autopeft.errors import MissingExtraError
 from autopeft.memory.closed_form import UnsupportedArchitectureError, covers, estimate_memory
+from autopeft.memory.storage import priced_as_stored
 from autopeft.specs import Candidate, Device, MemoryEstimate, ModelSpec
 
 WITHOUT_MEMORY = frozenset(
@@ -36,14 +37,9 @@ def price_memory(
         UnsupportedArchitectureError: if the closed form does not know the model and the training stack, which tracing
             takes, is not installed.
     """
-    reason = covers(model)
-    if reason is None:
-        return estimate_memory(candidate, model, device, sequence_length=sequence_length)
-    try:
-        estimate = _traced(_Request(candidate, model, device, sequence_length))
-    except MissingExtraError as error:
-        raise UnsupportedArchitectureError(model, reason) from error
-    return replace(estimate, assumptions=(f"traced, since {reason}", *estimate.assumptions))
+    candidate, remark = priced_as_stored(candidate, model)
+    estimate = _priced(_Request(candidate, model, device, sequence_length))
+    return estimate if remark is None else replace(estimate, assumptions=(*estimate.assumptions, remark))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,6 +61,19 @@ class _Request:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Request) and self._key() == other._key()
+
+
+def _priced(request: _Request) -> MemoryEstimate:
+    reason = covers(request.model)
+    if reason is None:
+        return estimate_memory(
+            request.candidate, request.model, request.device, sequence_length=request.sequence_length
+        )
+    try:
+        estimate = _traced(request)
+    except MissingExtraError as error:
+        raise UnsupportedArchitectureError(request.model, reason) from error
+    return replace(estimate, assumptions=(f"traced, since {reason}", *estimate.assumptions))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -8,6 +8,7 @@ process, or in the environment that will train (``autopeft.memory.environment``)
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from autopeft.engine.stack import require_training_stack
@@ -17,6 +18,7 @@ from autopeft.memory.environment import find_environment, trace_in
 from autopeft.memory.overhead import context_assumption, context_bytes, workspace_bytes
 from autopeft.memory.quiet import quiet_libraries
 from autopeft.memory.step_time import seconds_from_costs
+from autopeft.memory.storage import priced_as_stored
 from autopeft.memory.tracing.request import TraceAnswer, TraceRequest
 from autopeft.memory.tracing.versions import installed_versions
 from autopeft.specs import Candidate, Device, MemoryEstimate, ModelSpec, StepStyle
@@ -60,8 +62,10 @@ def trace_memory(
             f"{model.id} reads at most {model.context_length} tokens, not {sequence_length}; "
             f"give --sequence-length {model.context_length} or less"
         )
+    candidate, remark = priced_as_stored(candidate, model)
     request = _request(candidate, model, device, sequence_length, style or StepStyle())
-    return _estimate(request, answer_to(request, environment), device)
+    estimate = _estimate(request, answer_to(request, environment), device)
+    return estimate if remark is None else replace(estimate, assumptions=(*estimate.assumptions, remark))
 
 
 def answer_to(request: TraceRequest, environment: str | Path | None = None) -> TraceAnswer:

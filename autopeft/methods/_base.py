@@ -28,6 +28,15 @@ class AdapterSpec:
     settings: dict[str, Any] = field(default_factory=dict)
 
 
+MANY_STEPS = 10_000
+"""A training long enough for any method's schedule, where the kind of adapter is asked and its schedule is not."""
+
+
+def adapter_kind(spec: AdapterSpec) -> str:
+    """Returns what decides which layer class peft takes: its peft_type, or "DORA" for LoRA with a magnitude."""
+    return "DORA" if spec.settings.get("use_dora") else spec.peft_type
+
+
 class LoadedWeights(Protocol):
     """Reads the original, unquantized weights of the base model, one tensor at a time."""
 
@@ -98,10 +107,18 @@ class PeftMethod(ABC):
 
     def why_not(self, candidate: Candidate, model: ModelSpec, device: Device) -> str | None:
         """Returns why the method cannot train this candidate on this device, in one sentence; None if it can."""
-        del model, device
+        del device
         if self.has_adapter and not candidate.target_modules:
             return f"{self.name} needs at least one target module"
-        return None
+        return self.stored_format_problem(candidate, model)
+
+    def stored_format_problem(self, candidate: Candidate, model: ModelSpec) -> str | None:
+        """Returns why the method cannot train over an already quantized checkpoint; None if it can, or need not."""
+        spec = None if model.stored_format is None else self.adapter_spec(candidate, MANY_STEPS)
+        if model.stored_format is None or spec is None:
+            return None
+        problem = model.stored_format.problem(adapter_kind(spec))
+        return problem and f"the checkpoint is already quantized ({model.stored_format.title}): {problem}"
 
     def extra_static_bytes(self, candidate: Candidate, model: ModelSpec) -> int:
         """Returns bytes held through the whole training beyond weights, gradients and optimizer states."""

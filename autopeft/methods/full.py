@@ -30,6 +30,9 @@ class Full(PeftMethod):
     def why_not(self, candidate: Candidate, model: ModelSpec, device: Device) -> str | None:
         if candidate.quantization != "none":
             return f"full fine-tuning trains the weights themselves, which {candidate.quantization} storage freezes"
-        if model.stored_quantization:
-            return f"the checkpoint is already quantized ({model.stored_quantization}); its weights cannot be trained"
         return super().why_not(candidate, model, device)
+
+    def stored_format_problem(self, candidate: Candidate, model: ModelSpec) -> str | None:
+        if model.stored_quantization is None:
+            return None
+        return f"the checkpoint is already quantized ({model.stored_quantization}); its weights cannot be trained"

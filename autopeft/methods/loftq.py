@@ -40,11 +40,12 @@ class LoftQ(PeftMethod):
     def why_not(self, candidate: Candidate, model: ModelSpec, device: Device) -> str | None:
         if candidate.quantization != "nf4":
             return f"LoftQ undoes the error of nf4 quantization; quantization is {candidate.quantization!r}"
-        if model.stored_quantization:
-            return (
-                f"the checkpoint is already quantized ({model.stored_quantization}); LoftQ needs the original weights"
-            )
         return super().why_not(candidate, model, device)
+
+    def stored_format_problem(self, candidate: Candidate, model: ModelSpec) -> str | None:
+        if model.stored_quantization is None:
+            return None
+        return f"the checkpoint is already quantized ({model.stored_quantization}); LoftQ needs the original weights"
 
     def init_temporary_bytes(self, candidate: Candidate, model: ModelSpec) -> int:
         """Returns the bytes of the widest moment over the adapted layers; one layer is worked on at a time.

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from autopeft.profiling._architectures import shape_of, text_config
 from autopeft.profiling._safetensors_header import Tensor, dominant_dtype
 from autopeft.profiling._shapes import Shape
+from autopeft.profiling._stored_format import format_note, stored_format
 from autopeft.specs import ModelSpec
 
 _DTYPES = {
@@ -59,7 +60,8 @@ def build_spec(config: Mapping[str, Any], model_id: str, origin: Origin) -> Mode
     """
     inner, notes = text_config(config)
     shape = shape_of(inner, origin.where)
-    quantization = _quantization(config)
+    stored = stored_format(config, origin.where)
+    quantization = None if stored is None else stored.name
     count, source, count_notes = _parameter_count(shape, origin, _obstacle(quantization, is_part=bool(notes)))
     return ModelSpec(
         id=model_id,
@@ -82,11 +84,12 @@ def build_spec(config: Mapping[str, Any], model_id: str, origin: Origin) -> Mode
         context_length=shape.context_length,
         stored_dtype=_stored_dtype(config, origin),
         stored_quantization=quantization,
+        stored_format=stored,
         has_chat_template=origin.has_chat_template,
         has_tokenizer_file=origin.has_tokenizer_file,
         license=origin.license,
         config=dict(inner),
-        notes=(*notes, *shape.notes, *origin.notes, *count_notes),
+        notes=(*notes, *shape.notes, *origin.notes, *count_notes, *([format_note(stored)] if stored else [])),
     )
 
 
@@ -127,13 +130,6 @@ def _obstacle(quantization: str | None, *, is_part: bool) -> str | None:
     if quantization is not None:
         return f"the weights are stored packed ({quantization})"
     return "the weights hold other parts too" if is_part else None
-
-
-def _quantization(config: Mapping[str, Any]) -> str | None:
-    settings = config.get("quantization_config")
-    if not isinstance(settings, dict):
-        return None
-    return str(settings.get("quant_method", "unknown"))
 
 
 def _stored_dtype(config: Mapping[str, Any], origin: Origin) -> str | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
+from autopeft.methods import registry
 from autopeft.report.content import Cell, Section, Table, facts_table, text_rows
 from autopeft.report.formats import NOT_MEASURED, counted, format_share, format_size, joined
 from autopeft.report.record import RunRecord
-from autopeft.specs import DatasetProfile, Finding, HardwareProfile, ModelSpec, RejectedCandidate
+from autopeft.specs import Candidate, DatasetProfile, Finding, HardwareProfile, ModelSpec, RejectedCandidate
 from autopeft.units import format_count, format_gib
 
 _DEEPEST = 4
@@ -118,7 +120,19 @@ def model_facts(model: ModelSpec) -> list[tuple[str, str]]:
         ("attention", heads),
         ("context length", "not stated" if model.context_length is None else f"{model.context_length:,}"),
         ("checkpoint", model.stored_quantization or model.stored_dtype or "not known"),
+        *_over_stored_weights(model),
     ]
+
+
+def _over_stored_weights(model: ModelSpec) -> list[tuple[str, str]]:
+    """Returns what each method can do with an already quantized checkpoint; nothing for others."""
+    if model.stored_format is None:
+        return []
+    asked = Candidate(method="", r=8, lora_alpha=8.0, target_modules=("all",), quantization=model.stored_format.base)
+    problems = {
+        name: method.stored_format_problem(replace(asked, method=name), model) for name, method in registry().items()
+    }
+    return [(f"{name} over it", problem or "yes") for name, problem in problems.items()]
 
 
 def hardware_facts(hardware: HardwareProfile) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from autopeft.specs.epoch import BatchSampler, EpochPeaks
 from autopeft.specs.estimate import MemoryEstimate, TimeEstimate
 from autopeft.specs.explanation import Combination, Explanation, Lever, QualityRisk
 from autopeft.specs.hardware import Device, DeviceKind, HardwareProfile
-from autopeft.specs.model import LinearLayer, ModelSpec
+from autopeft.specs.model import LinearLayer, ModelSpec, StoredFormat
 from autopeft.specs.plan import (
     PLAN_SCHEMA_VERSION,
     Baseline,
@@ -87,6 +87,7 @@ __all__ = [
     "SearchSpace",
     "SplitName",
     "StepStyle",
+    "StoredFormat",
     "TimeEstimate",
     "TrainOutcome",
     "TrainRequest",

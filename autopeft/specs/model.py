@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from autopeft.specs.candidate import Quantization
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearLayer:
@@ -32,6 +34,41 @@ class LinearLayer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFormat:
+    """How an already quantized checkpoint stores its weights, and what peft can train over them.
+
+    Attributes:
+        name: "gptq", "bitsandbytes-nf4".
+        title: for people.
+        bits: of one packed weight, without scales; None if the checkpoint does not say.
+        base: the storage that a candidate names for it: "none" where the base stays as the checkpoint stores it.
+        priced_as: the storage whose memory stands for it.
+        double_quantization: whether nf4's scales are quantized too.
+        packages: what loading it takes beside the training stack.
+        trains: adapter kinds that peft trains over it: a peft_type, or "DORA".
+        refuses: kinds that it does not train, each with the reason.
+        why_none: why nothing can be trained over it; None if something can.
+    """
+
+    name: str
+    title: str
+    bits: float | None
+    base: Quantization
+    priced_as: Quantization
+    double_quantization: bool = False
+    packages: tuple[str, ...] = ()
+    trains: tuple[str, ...] = ()
+    refuses: dict[str, str] = field(default_factory=dict)
+    why_none: str | None = None
+
+    def problem(self, kind: str) -> str | None:
+        """Returns why adapters of a kind cannot be trained over it, in one clause; None if they can."""
+        if kind in self.trains:
+            return None
+        return self.why_none or self.refuses.get(kind) or f"peft has no {kind} layer for {self.title} weights"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """A model's shape.
 
@@ -48,7 +85,8 @@ class ModelSpec:
         intermediate_size: width inside the MLP.
         context_length: longest input; None if not stated.
         stored_dtype: dtype of the checkpoint: "bfloat16", "gguf:Q4_1".
-        stored_quantization: quantization method of an already quantized checkpoint ("gptq"); None otherwise.
+        stored_quantization: how an already quantized checkpoint stores its weights ("gptq"); None otherwise.
+        stored_format: what that means for training; None for a checkpoint that is not quantized.
         has_chat_template: whether the tokenizer brings one.
         has_tokenizer_file: whether a tokenizer.json is beside it.
         config: config.json as it is (for a GGUF file: the equivalent), from which a trace builds the model.
@@ -75,6 +113,7 @@ class ModelSpec:
     context_length: int | None = None
     stored_dtype: str | None = None
     stored_quantization: str | None = None
+    stored_format: StoredFormat | None = None
     has_chat_template: bool = False
     has_tokenizer_file: bool = False
     license: str | None = None
