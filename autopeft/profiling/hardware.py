@@ -14,18 +14,16 @@ from autopeft.profiling._catalogue import (
     find_by_driver_name,
     find_by_spoken_name,
     read_device,
+    spoken_names,
     to_device,
     to_profile,
+    variants_of,
 )
 from autopeft.profiling._host import HostFacts, probe_host
 from autopeft.profiling._nvml import CudaDevice, CudaDevices, probe_cuda
 from autopeft.resources import yaml_files
 from autopeft.specs import Device, HardwareProfile
-from autopeft.units import format_gib, parse_bytes
-
-# One driver name can stand for two memory sizes ("NVIDIA GeForce RTX 3060": 8 and 12 GB, with other bandwidths), while
-# driver versions differ by some percent on one card (reserved memory): 15 % tells the two cases apart.
-_MEMORY_TOLERANCE = 0.15
+from autopeft.units import format_gib
 
 
 def hardware_names() -> tuple[str, ...]:
@@ -51,13 +49,21 @@ def load_hardware(text: str) -> HardwareProfile:
         return to_profile(read_device(Path(wanted).expanduser()), "file")
     record = find_by_spoken_name(wanted)
     if record is None:
-        raise UnknownNameError("hardware", wanted, ("auto", *hardware_names()))
+        raise UnknownNameError("hardware", wanted, ("auto", *spoken_names()))
     return to_profile(record, "catalogue")
 
 
-def catalogue_entry(device_name: str) -> HardwareProfile | None:
-    """Returns the catalogue's device whose driver reports exactly ``device_name``; None if there is none."""
-    record = find_by_driver_name(device_name)
+def catalogue_entry(device_name: str, memory_bytes: int | None = None) -> HardwareProfile | None:
+    """Returns the catalogue's device whose driver reports exactly ``device_name``.
+
+    Args:
+        device_name: the driver's name, whole.
+        memory_bytes: what the driver reports; tells variants apart that share a name.
+
+    Returns:
+        None if there is no such device, or without ``memory_bytes`` several.
+    """
+    record = find_by_driver_name(device_name, memory_bytes)
     return to_profile(record, "catalogue") if record else None
 
 
@@ -102,15 +108,16 @@ def _cuda_device(found: CudaDevice, record: DeviceRecord | None) -> Device:
 
 def _match(found: CudaDevice) -> tuple[DeviceRecord | None, str | None]:
     """Returns the catalogue's record of a probed device; None and the reason if no record can be trusted for it."""
+    record = find_by_driver_name(found.name, found.total_memory_bytes)
+    if record is not None:
+        return record, None
     unknown = "its memory bandwidth and FLOP/s are unknown; describe it in a YAML file to have times predicted"
-    record = find_by_driver_name(found.name)
-    if record is None:
+    variants = variants_of(found.name)
+    if not variants:
         return None, f"the catalogue has no device that the driver calls {found.name!r}: {unknown}"
-    expected = parse_bytes(str(record.memory))
-    if abs(found.total_memory_bytes - expected) > _MEMORY_TOLERANCE * expected:
-        sizes = f"{format_gib(found.total_memory_bytes)} here and {format_gib(expected)} in the catalogue"
-        return None, f"{found.name!r} has {sizes}, so it is another variant: {unknown}"
-    return record, None
+    known = " and ".join(format_gib(to_device(variant).total_memory_bytes) for variant in variants)
+    sizes = f"{format_gib(found.total_memory_bytes)} here and {known} in the catalogue"
+    return None, f"{found.name!r} has {sizes}, so it is another variant: {unknown}"
 
 
 def _cpu_profile(notes: tuple[str, ...], host: HostFacts) -> HardwareProfile:

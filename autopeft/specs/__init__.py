@@ -16,7 +16,7 @@ from autopeft.specs.data import DatasetProfile, Finding, TruncationPoint
 from autopeft.specs.epoch import BatchSampler, EpochPeaks
 from autopeft.specs.estimate import MemoryEstimate, TimeEstimate
 from autopeft.specs.explanation import Combination, Explanation, Lever, QualityRisk
-from autopeft.specs.hardware import Device, DeviceKind, HardwareProfile
+from autopeft.specs.hardware import Device, DeviceKind, HardwareProfile, PriceClass
 from autopeft.specs.model import LinearLayer, ModelSpec, StoredFormat
 from autopeft.specs.plan import (
     PLAN_SCHEMA_VERSION,
@@ -72,6 +72,7 @@ __all__ = [
     "OptionValue",
     "PhaseTime",
     "PlanInputs",
+    "PriceClass",
     "Quantization",
     "QualityRisk",
     "RankedCandidate",

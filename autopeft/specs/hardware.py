@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 DeviceKind = Literal["cuda", "rocm", "xpu", "mps", "cpu"]
+PriceClass = Literal["consumer", "workstation", "datacenter", "computer"]
+"""Who buys a device; "computer" stands for what is part of one: Apple's chips and processors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +22,9 @@ class Device:
         memory_bandwidth_bytes_per_second: peak; None if unknown.
         peak_flops: dense peak FLOP/s by dtype ("float32", "bfloat16", "float16"); only what is known.
         supports_bfloat16: in hardware, so that it is the faster choice.
+        power_watts: typical draw under load; None if unknown.
+        price_class: who buys such a device; None if unknown.
+        price_usd_per_hour: what renting one cost when its source was read; None if unknown.
     """
 
     name: str
@@ -34,6 +39,9 @@ class Device:
     supports_int8: bool = False
     supports_nf4: bool = False
     supports_flash_attention: bool = False
+    power_watts: float | None = None
+    price_class: PriceClass | None = None
+    price_usd_per_hour: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ typedef struct { const char *machine, *name, *uuid; unsigned total_mib, used_mib
 
 static const Device devices[] = {
     {"rtx4090", "NVIDIA GeForce RTX 4090", "GPU-40900000-aaaa", 24564, 2048, 8, 9, -1},
+    {"rtx4090-48gb", "NVIDIA GeForce RTX 4090", "GPU-40900000-bbbb", 49140, 0, 8, 9, -1},
     {"rtx3060-8gb", "NVIDIA GeForce RTX 3060", "GPU-30600000-aaaa", 8192, 0, 8, 6, -1},
     {"two", "NVIDIA GeForce RTX 3090", "GPU-30900000-aaaa", 24576, 576, 8, 6, -1},
     {"two", "NVIDIA Imaginary 9000", "GPU-90000000-bbbb", 10240, 0, 7, 5, -1},

@@ -133,13 +133,18 @@ def test_visible_devices_are_reordered_as_cuda_does(run_probe: Prober) -> None:
 
 
 def test_an_l40_is_not_taken_for_an_l40s(run_probe: Prober) -> None:
-    assert profile_of(run_probe("l40")).device.memory_bandwidth_bytes_per_second is None
+    # Half the tensor throughput of an L40S.
+    assert profile_of(run_probe("l40")).device.peak_flops["bfloat16"] < 2e14
 
 
-def test_a_smaller_variant_of_the_same_driver_name_takes_no_speeds_from_the_catalogue(run_probe: Prober) -> None:
-    profile = profile_of(run_probe("rtx3060-8gb"))
+def test_a_smaller_variant_of_the_same_driver_name_has_its_own_speeds(run_probe: Prober) -> None:
+    assert profile_of(run_probe("rtx3060-8gb")).device.memory_bandwidth_bytes_per_second == 2.4e11
+
+
+def test_a_variant_that_the_catalogue_lacks_takes_no_speeds_from_it(run_probe: Prober) -> None:
+    profile = profile_of(run_probe("rtx4090-48gb"))
     assert profile.device.memory_bandwidth_bytes_per_second is None
-    assert any("another variant" in note for note in profile.notes)
+    assert any("another variant" in note and "47.99 GiB here and 23.99 GiB" in note for note in profile.notes)
 
 
 def test_a_gpu_split_into_mig_instances_is_refused_and_an_undivided_one_is_not(run_probe: Prober) -> None:
