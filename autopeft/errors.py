@@ -25,11 +25,28 @@ class InvalidInputError(AutoPeftError, ValueError):
 class UnknownNameError(InvalidInputError):
     """A name is not in the registry or catalogue that it was looked up in."""
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], listed_by: str | None = None) -> None:
+        """Makes the sentence.
+
+        Args:
+            kind: what the name should be of, as a user calls it.
+            name: the unknown one.
+            known: all known ones.
+            listed_by: the command that lists them, where they are too many for a sentence.
+        """
         names = sorted(known)
-        close = difflib.get_close_matches(name, names, n=3)
+        close = _close_names(name, names)
         hint = f". Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        super().__init__(f"unknown {kind} {name!r}; known: {', '.join(names)}{hint}")
+        listing = f"known: {', '.join(names)}" if listed_by is None else f"`{listed_by}` lists the known ones"
+        super().__init__(f"unknown {kind} {name!r}; {listing}{hint}")
+
+
+def _close_names(name: str, names: list[str]) -> list[str]:
+    """Returns up to three names that a person may have meant: longer forms of the name first, then similar ones."""
+    written = "-".join(name.lower().split())
+    longer = [each for each in names if written and each.startswith(f"{written}-")]
+    similar = [each for each in difflib.get_close_matches(written, names, n=3) if each not in longer]
+    return [*longer, *similar][:3]
 
 
 class DataError(InvalidInputError):

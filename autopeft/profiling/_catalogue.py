@@ -241,11 +241,6 @@ def find_by_spoken_name(spoken_name: str) -> DeviceRecord | None:
     return next((record for record in _mentioning(name) if name in record.aliases), None)
 
 
-def spoken_names() -> tuple[str, ...]:
-    """Returns every name and alias of the catalogue, in alphabetical order."""
-    return tuple(sorted({name for record in catalogue().values() for name in (record.name, *record.aliases)}))
-
-
 def _memory_distance(record: DeviceRecord, memory_bytes: int) -> float:
     expected = parse_bytes(str(record.memory))
     return abs(memory_bytes - expected) / expected

@@ -14,7 +14,6 @@ from autopeft.profiling._catalogue import (
     find_by_driver_name,
     find_by_spoken_name,
     read_device,
-    spoken_names,
     to_device,
     to_profile,
     variants_of,
@@ -49,7 +48,7 @@ def load_hardware(text: str) -> HardwareProfile:
         return to_profile(read_device(Path(wanted).expanduser()), "file")
     record = find_by_spoken_name(wanted)
     if record is None:
-        raise UnknownNameError("hardware", wanted, ("auto", *spoken_names()))
+        raise UnknownNameError("hardware", wanted, ("auto", *hardware_names()), "autopeft hardware")
     return to_profile(record, "catalogue")
 
 

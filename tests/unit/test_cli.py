@@ -287,7 +287,7 @@ def test_the_version_is_printed_by_the_command_and_by_the_module(call: Call) -> 
         (["--data", "{blank}"], "the data set is empty"),
         (["--data", "{odd}"], "Map your columns, for example: --column"),
         (["--data", "./gone.jsonl"], "no data file or folder './gone.jsonl'"),
-        (["--hardware", "rtx-4080"], "Did you mean 'rtx-4090'"),
+        (["--hardware", "rtx-409"], "Did you mean 'rtx-4090'"),
         (["--hardware", "./gone.yaml"], "gone.yaml"),
         (["--method", "lroa"], "unknown PEFT method 'lroa'"),
         (["--max-length", "100000"], "max_length 100000 is not possible"),

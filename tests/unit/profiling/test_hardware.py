@@ -210,8 +210,15 @@ def test_aliases_and_ways_of_writing_mean_the_same_device() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_closest_names() -> None:
-    with pytest.raises(UnknownNameError, match=r"unknown hardware 'rtx-4099'.*Did you mean 'rtx-4090'"):
+    with pytest.raises(UnknownNameError, match=r"unknown hardware 'rtx-4099'; `autopeft hardware` .* mean 'rtx-4090'"):
         load_hardware("rtx-4099")
+
+
+def test_a_name_with_several_variants_is_refused_with_these() -> None:
+    with pytest.raises(UnknownNameError, match="mean 'h100-80gb-pcie' or 'h100-80gb-sxm' or 'h100-94gb-nvl'"):
+        load_hardware("h100")
+    with pytest.raises(UnknownNameError, match="mean 'rtx-4060-ti-16gb' or 'rtx-4060-ti-8gb'"):
+        load_hardware("RTX 4060 Ti")
 
 
 @pytest.mark.parametrize(
