@@ -14,6 +14,7 @@ from autopeft.specs import (
     Recommendation,
     to_dict,
 )
+from autopeft.specs.data import OnBadRow
 from autopeft.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def suggest(
     effective_batch_size: int | None = None,
     max_length: int | None = None,
     columns: Mapping[str, str] | None = None,
+    on_bad_row: OnBadRow = "error",
     seed: int = 0,
     trace: int = 0,
     environment: str | Path | None = None,
@@ -46,6 +48,8 @@ def suggest(
         effective_batch_size: rows per optimizer step; None chooses from the data.
         max_length: truncate rows to this many tokens; None chooses from the data.
         columns: column mapping, role to column: ``{"prompt": "question"}``.
+        on_bad_row: what to do with rows that cannot be read or do not fit the format: "error", or "skip", which leaves
+            them out, counts them and lets a run read the same rows.
         seed: of everything random; the same seed gives the same plan.
         trace: trace the memory of the best so many candidates (needs ``autopeft[train]``).
         environment: trace them in this virtual environment, or with its python, whose libraries will train.
@@ -80,7 +84,7 @@ def suggest(
     )
     profile = load_hardware(inputs.hardware)
     spec = load_model(inputs.model)
-    dataset = profile_dataset(inputs.data, model=spec, columns=inputs.columns, seed=seed)
+    dataset = profile_dataset(inputs.data, model=spec, columns=inputs.columns, seed=seed, on_bad_row=on_bad_row)
     # A plan may be run from another folder than it was made in.
     dataset = replace(dataset, files=tuple(str(Path(file).absolute()) for file in dataset.files))
     known = calibration_for(profile, dataset.content_hash) if calibration else None

@@ -178,14 +178,12 @@ def _length_limit(model: ModelSpec, wanted: int | None, *, given_data: bool) -> 
 
 
 def _profile(data: str | Path, model: ModelSpec, columns: Mapping[str, str] | None) -> DatasetProfile:
-    from autopeft.profiling.dataset import profile_dataset
+    from autopeft.profiling.dataset import profile_dataset, why_not_trained
 
     profile = profile_dataset(str(data), model=model, columns=dict(columns) if columns else None)
-    if profile.format == "classification":
-        raise DataError(
-            f"{data} holds texts with labels, which are trained on as prompts with answers: give "
-            "--column prompt=TEXT_COLUMN --column completion=LABEL_COLUMN"
-        )
+    problem = why_not_trained(profile.format, profile.source)
+    if problem is not None:
+        raise DataError(problem)
     return profile
 
 

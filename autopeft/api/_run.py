@@ -23,6 +23,7 @@ from autopeft.errors import (
     RunFolderError,
 )
 from autopeft.specs import HardwareProfile, Recommendation, Report
+from autopeft.specs.data import OnBadRow
 from autopeft.units import parse_duration
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def run(
     effective_batch_size: int | None = None,
     max_length: int | None = None,
     columns: Mapping[str, str] | None = None,
+    on_bad_row: OnBadRow = "error",
     trials: int | None = None,
     time_budget: float | str | None = None,
     seed: int | None = None,
@@ -68,6 +70,7 @@ def run(
         effective_batch_size: as for ``suggest``.
         max_length: as for ``suggest``.
         columns: as for ``suggest``.
+        on_bad_row: as for ``suggest``; a plan says it already.
         trials: search trials at most.
         time_budget: for everything: seconds, or a text such as "30m".
         seed: of splits, sampler and trainings; None means the plan's.
@@ -92,6 +95,7 @@ def run(
         "effective_batch_size": effective_batch_size,
         "max_length": max_length,
         "columns": columns,
+        "on_bad_row": on_bad_row,
     }
     if resume:
         asked = {"trials": trials, "time_budget": time_budget, "seed": seed, "dry_run": dry_run or None}
@@ -115,7 +119,8 @@ def run(
 
 def _given(inputs: Mapping[str, Any]) -> list[str]:
     left_out: tuple[object, ...] = (None, (), {})
-    return [name for name, value in inputs.items() if value not in left_out and (name, value) != ("hardware", "auto")]
+    defaults = {"hardware": "auto", "on_bad_row": "error"}
+    return [name for name, value in inputs.items() if value not in left_out and value != defaults.get(name)]
 
 
 def _refuse_options_of_resume(plan: object, inputs: Mapping[str, Any], asked: Mapping[str, object]) -> None:
@@ -207,16 +212,16 @@ def _refuse_changed_data(plan: Recommendation) -> None:
 
 def _refuse_what_is_not_trained(plan: Recommendation) -> None:
     """Raises for models and data that can be priced but not yet trained; half right would be wrong."""
+    from autopeft.profiling.dataset import why_not_trained
+
     if plan.model.kind != "causal_lm":
         raise ModelError(
             f"autopeft run trains causal language models; {plan.model.id} is an encoder ({plan.model.model_type}), "
             "which `autopeft suggest` and `autopeft estimate` price but no run trains yet"
         )
-    if plan.data.format == "classification":
-        raise DataError(
-            f"{plan.data.source} holds texts with labels, and autopeft run would train on the texts alone; let the "
-            "label be the answer: --column prompt=TEXT_COLUMN --column completion=LABEL_COLUMN"
-        )
+    problem = why_not_trained(plan.data.format, plan.data.source)
+    if problem is not None:
+        raise DataError(problem)
 
 
 def _searched_methods(plan: Recommendation) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,10 +12,14 @@ from autopeft.cli._parameters import (
     COLUMN_HELP,
     Columns,
     Duration,
+    bad_row_option,
     input_options,
     json_option,
 )
 from autopeft.cli._terminal import Progress, print_table, show, terminate_like_interrupt
+
+if TYPE_CHECKING:
+    from autopeft.specs.data import OnBadRow
 
 _EXAMPLES = """\b
 Examples:
@@ -135,15 +139,19 @@ def hardware(name: str | None, as_json: bool) -> None:
 @click.argument("source")
 @click.option("--model", help="Counts tokens with this model's tokenizer and chat template.")
 @click.option("--column", "columns", type=Columns(), multiple=True, help=COLUMN_HELP)
+@bad_row_option
 @json_option
-def data(source: str, model: str | None, columns: tuple[tuple[str, str], ...], as_json: bool) -> None:
+def data(
+    source: str, model: str | None, columns: tuple[tuple[str, str], ...], on_bad_row: OnBadRow, as_json: bool
+) -> None:
     """Profiles a data set: format, lengths, findings."""
     from autopeft.profiling.dataset import profile_dataset
     from autopeft.profiling.model import load_model
     from autopeft.report.tables import data_table
 
     spec = load_model(model) if model else None
-    show(profile_dataset(source, model=spec, columns=dict(columns) or None), as_json, data_table)
+    profile = profile_dataset(source, model=spec, columns=dict(columns) or None, on_bad_row=on_bad_row)
+    show(profile, as_json, data_table)
 
 
 @cli.command()

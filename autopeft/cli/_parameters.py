@@ -66,6 +66,15 @@ class Columns(_ColumnsType):
         return role, column
 
 
+bad_row_option = click.option(
+    "--on-bad-row",
+    type=click.Choice(["error", "skip"]),
+    default="error",
+    show_default=True,
+    help="What to do with rows that cannot be read or do not fit; skip counts and lists them.",
+)
+
+
 def input_options(required: bool) -> Callable[[Command], Command]:
     """Returns a decorator that adds the options which describe model, data and hardware."""
     options = [
@@ -77,6 +86,7 @@ def input_options(required: bool) -> Callable[[Command], Command]:
         click.option("--effective-batch-size", type=click.IntRange(min=1), help="Rows per optimizer step."),
         click.option("--max-length", type=click.IntRange(min=8), help="Truncate rows to this many tokens."),
         click.option("--column", "columns", type=Columns(), multiple=True, help=COLUMN_HELP),
+        bad_row_option,
         click.option("--seed", default=0, show_default=True, help="Of everything random."),
     ]  # fmt: skip
 

@@ -6,10 +6,12 @@ from collections import Counter as Tally
 from collections.abc import Sequence
 from pathlib import Path
 
-from autopeft.profiling._formats import Example
-from autopeft.profiling._readers import FoundFiles
+from autopeft.profiling._example import Example
+from autopeft.profiling._files import FoundFiles
+from autopeft.profiling._formats import ReadRows, why_not_trained
+from autopeft.profiling._rows import BadRows
 from autopeft.profiling._tokens import UTF8_BYTES_PER_TOKEN, CountedRow, Counter
-from autopeft.specs.data import Finding
+from autopeft.specs.data import DataFormat, Finding
 from autopeft.specs.model import ModelSpec
 
 FEW_ROWS = 200
@@ -23,17 +25,20 @@ _SHOWN = 3
 
 
 def find_problems(
-    examples: Sequence[Example],
+    read: ReadRows,
     counted: Sequence[tuple[Example, CountedRow]],
     counter: Counter,
     model: ModelSpec | None,
     files: FoundFiles,
 ) -> tuple[Finding, ...]:
     """Returns the findings on a data set, worst first; ``counted`` holds the rows whose tokens were counted."""
-    learnt = [_learnt_text(example) for example in examples]
+    examples = read.examples
+    learnt = [example.learnt_text.strip() for example in examples]
     found = [
         _held_out_left_out(files),
         _held_out_kept(examples, files),
+        _bad_rows(read.left_out, len(examples)),
+        _not_trained(examples, read.reader.data_format),
         _duplicates(examples),
         _empty_completions(examples, learnt),
         _constant_completion(examples, learnt),
@@ -51,7 +56,7 @@ def duplicate_pairs(examples: Sequence[Example]) -> list[tuple[Example, Example]
     first: dict[tuple[object, ...], Example] = {}
     pairs = []
     for example in examples:
-        original = first.setdefault((example.messages, example.text, example.label), example)
+        original = first.setdefault(example.content, example)
         if original is not example:
             pairs.append((example, original))
     return pairs
@@ -89,6 +94,27 @@ def _held_out_kept(examples: Sequence[Example], files: FoundFiles) -> Finding | 
     )
 
 
+def _bad_rows(left_out: BadRows, good_rows: int) -> Finding | None:
+    if not left_out.count:
+        return None
+    return Finding(
+        code="bad-rows-skipped",
+        severity="warning",
+        message=f"{left_out.count} of {left_out.count + good_rows} rows cannot be read or do not fit, and are left out",
+        count=left_out.count,
+        examples=tuple(Path(bad.file).name + bad.sentence.removeprefix(bad.file) for bad in left_out.shown),
+        advice="a run leaves out the same rows; mend them to use them",
+    )
+
+
+def _not_trained(examples: Sequence[Example], data_format: DataFormat) -> Finding | None:
+    problem = why_not_trained(data_format, "the data")
+    if problem is None:
+        return None
+    found, _, advice = problem.partition("; ")
+    return Finding(code="not-trained", severity="warning", message=found, count=len(examples), advice=advice)
+
+
 def _inside(folder: str, files: Sequence[str]) -> tuple[str, ...]:
     return tuple(Path(file).relative_to(folder).as_posix() for file in files[:_SHOWN])
 
@@ -105,12 +131,6 @@ def _duplicates(examples: Sequence[Example]) -> Finding | None:
         examples=tuple(f"{_place(copy)} repeats {_place(original)}" for copy, original in pairs[:_SHOWN]),
         advice="remove the copies; until then each stays on one side of the splits, so that none flatters a score",
     )
-
-
-def _learnt_text(example: Example) -> str:
-    if example.text is not None:
-        return example.text.strip()
-    return "\n".join([example.messages[turn][1] for turn in example.supervised_turns]).strip()
 
 
 def _empty_completions(examples: Sequence[Example], learnt: Sequence[str]) -> Finding | None:

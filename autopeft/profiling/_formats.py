@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from autopeft.errors import DataError, UnknownNameError
-from autopeft.profiling._readers import Row
-from autopeft.specs.data import DataFormat
+from autopeft.profiling._example import Example, Message
+from autopeft.profiling._rows import BadRow, BadRows, Row
+from autopeft.specs.data import DataFormat, OnBadRow
 
-Message = tuple[str, str]
-"""``(role, content)``; the role is one of system, developer, user, assistant, tool."""
+GROUP = "group"
+"""The role, in a column mapping, of what rows share that must stay on one side of a split. Never taken by its name."""
 
 _ROLES = {
     "system": "system",
@@ -27,46 +28,6 @@ _ROLES = {
     "observation": "tool",
     "function_response": "tool",
 }
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Example:
-    """One training example, whatever its row looked like: either ``messages`` or ``text``.
-
-    Attributes:
-        file: where it comes from.
-        line: 1-based line (or row, where the file has no lines).
-        messages: the turns; empty for plain text and classification.
-        context_turns: leading messages that are prompt whatever their role; the loss counts on later assistant ones.
-        turn_separator: what stands between the turns' texts where no chat template is used: nothing for raw
-            prompt and completion texts, whose author decides the white space, and a newline elsewhere.
-        text: the text of plain text and classification; None for messages.
-        label: the class; None except for classification.
-    """
-
-    file: str
-    line: int
-    messages: tuple[Message, ...] = ()
-    context_turns: int = 0
-    turn_separator: str = ""
-    text: str | None = None
-    label: str | None = None
-
-    @property
-    def supervised_turns(self) -> tuple[int, ...]:
-        """Indices of the messages on which the loss counts."""
-        turns = range(self.context_turns, len(self.messages))
-        return tuple([turn for turn in turns if self.messages[turn][0] == "assistant"])
-
-    @property
-    def characters(self) -> int:
-        """Characters of all its texts."""
-        return len(self.text or "") + sum([len(content) for _, content in self.messages])
-
-    @property
-    def where(self) -> str:
-        """Its place for a message: ``data.jsonl:7``."""
-        return f"{self.file}:{self.line}"
 
 
 class _RowProblemError(ValueError):
@@ -89,6 +50,9 @@ class _Fields:
     def text(self, role: str) -> str:
         return _checked_text(self.value(role), repr(self.columns[role]))
 
+    def has(self, role: str) -> bool:
+        return self.values.get(self.columns[role]) is not None
+
     def optional_text(self, role: str) -> str:
         value = self.values.get(self.columns[role]) if role in self.columns else None
         return "" if value is None else _checked_text(value, repr(self.columns[role]))
@@ -96,75 +60,147 @@ class _Fields:
 
 @dataclass(frozen=True, slots=True)
 class _RowFormat:
-    """One layout of rows: the roles it needs, those it may have, and how they become an example's fields."""
+    """One layout of rows.
+
+    Attributes:
+        required: roles that a row needs.
+        convert: makes an example's fields of a row's.
+        optional: roles that it may have.
+        other_names: role -> columns it also goes by; the role's own name comes first.
+    """
 
     required: tuple[str, ...]
     convert: Callable[[_Fields], dict[str, Any]]
     optional: tuple[str, ...] = ()
+    other_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.required + self.optional
 
     @property
     def description(self) -> str:
         extra = f" (optional: {', '.join(self.optional)})" if self.optional else ""
-        return " + ".join(self.required) + extra
+        return " + ".join("/".join((role, *self.other_names.get(role, ()))) for role in self.required) + extra
+
+    def columns_in(self, values: Mapping[str, Any], mapping: Mapping[str, str]) -> dict[str, str] | None:
+        """Returns the column of each role that a row has; None if it lacks a required one."""
+        found = {}
+        for role in self.roles:
+            names = (mapping[role],) if role in mapping else (role, *self.other_names.get(role, ()))
+            column = next((name for name in names if name in values), None)
+            if column is not None:
+                found[role] = column
+            elif role in self.required:
+                return None
+        return found
 
 
-def detect_format(first: Row, columns: Mapping[str, str] | None = None) -> tuple[DataFormat, dict[str, str]]:
-    """Returns the layout of a data set by its first row, and the column of each role.
+def detect_format(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> tuple[DataFormat, dict[str, str]]:
+    """Returns the layout of a data set by its first rows, and the column of each role.
+
+    The most special layout that more than half of them fit, else the one that most fit.
 
     Args:
-        first: the row that is looked at.
+        rows: the rows that are looked at; at least one.
         columns: role -> column, for rows that name their fields otherwise.
 
     Raises:
         DataError: if the fields fit no layout; the text says how to map them.
     """
     mapping = dict(columns or {})
-    _check_mapping(mapping, first)
+    _check_mapping(mapping, rows)
+    group = {GROUP: mapping.pop(GROUP)} if GROUP in mapping else {}
+    best: tuple[int, DataFormat, dict[str, str]] | None = None
     for name, layout in _FORMATS.items():
-        roles = layout.required + layout.optional
-        found = {role: mapping.get(role, role) for role in roles if mapping.get(role, role) in first.values}
-        if set(layout.required) <= set(found) and set(mapping) <= set(roles):
-            return name, found
-    raise _unrecognized(first, mapping)
+        if not set(mapping) <= set(layout.roles):
+            continue
+        fitting = [found for row in rows if (found := layout.columns_in(row.values, mapping)) is not None]
+        if fitting and (best is None or len(fitting) > best[0]):
+            best = (len(fitting), name, fitting[0])
+        if 2 * len(fitting) > len(rows):
+            break
+    if best is None:
+        raise _unrecognized(rows[0], dict(columns or {}))
+    return best[1], best[2] | group
 
 
-def examples_from_rows(rows: Iterable[Row], data_format: str, columns: Mapping[str, str]) -> list[Example]:
+class RowReader:
+    """Turns the rows of one data set into examples."""
+
+    def __init__(self, data_format: str, columns: Mapping[str, str]) -> None:
+        """Prepares a reader.
+
+        Args:
+            data_format: as ``detect_format`` returns it.
+            columns: as ``detect_format`` returns them; a role that is not named has a column of its own name.
+
+        Raises:
+            UnknownNameError: if there is no such format.
+        """
+        if data_format not in _FORMATS:
+            raise UnknownNameError("data format", data_format, _FORMATS)
+        self.data_format = data_format
+        self.columns = dict(columns)
+        self._layout = _FORMATS[self.data_format]
+        self._group = columns.get(GROUP)
+        # Optional roles may be missing in the first row, which the columns were found in.
+        self._columns = {role: role for role in self._layout.roles} | dict(columns)
+        self.needed = f"{data_format!r}, which needs {self._layout.description}"
+
+    def example(self, row: Row) -> Example | BadRow:
+        """Returns a row as an example, or what keeps it from being one."""
+        try:
+            fields = self._layout.convert(_Fields(row.values, self._columns))
+            if self._group is not None:
+                fields["group"] = _group_of(row.values, self._group)
+        except _RowProblemError as problem:
+            return BadRow(row.file, row.number, f": {problem}", row.unit)
+        return Example(file=row.file, line=row.number, **fields)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadRows:
+    """The rows of a data set as examples, and those that were left out."""
+
+    reader: RowReader
+    examples: list[Example]
+    left_out: BadRows
+
+
+def examples_from_rows(rows: Iterable[Row | BadRow], reader: RowReader, on_bad_row: OnBadRow = "error") -> ReadRows:
     """Returns the rows as examples.
 
     Raises:
-        DataError: if any row does not fit the layout; the text names the first one and how many there are.
+        DataError: if a row cannot be read or does not fit the layout and shall not be skipped, or no other is left; the
+            text names the first one and how many there are.
     """
-    if data_format not in _FORMATS:
-        raise UnknownNameError("data format", data_format, _FORMATS)
-    layout = _FORMATS[data_format]
-    # Optional roles may be missing in the first row, which the columns were found in.
-    roles = {role: role for role in layout.required + layout.optional} | dict(columns)
     examples: list[Example] = []
-    problems = 0
-    first_problem = ""
+    left_out = BadRows()
     for row in rows:
-        try:
-            fields = layout.convert(_Fields(row.values, roles))
-            examples.append(Example(file=row.file, line=row.number, **fields))
-        except _RowProblemError as problem:
-            first_problem = first_problem or f"{row.where}: {problem}"
-            problems += 1
-    if problems:
-        raise DataError(
-            f"{first_problem}; {problems} of {problems + len(examples)} rows do not fit the format {data_format!r}, "
-            f"which needs {layout.description}. Mend or remove them"
-        )
-    return examples
+        result = row if isinstance(row, BadRow) else reader.example(row)
+        if isinstance(result, BadRow):
+            left_out.add(result)
+        else:
+            examples.append(result)
+    left_out.settle(len(examples), on_bad_row, reader.needed)
+    return ReadRows(reader, examples, left_out)
 
 
-def _check_mapping(mapping: Mapping[str, str], first: Row) -> None:
-    known = {role for layout in _FORMATS.values() for role in layout.required + layout.optional}
+def why_not_trained(data_format: DataFormat, source: str) -> str | None:
+    """Returns why no training reads rows of this format as they are, and what to do; None if one does."""
+    advice = _NOT_TRAINED.get(data_format)
+    return f"{source} {advice}" if advice else None
+
+
+def _check_mapping(mapping: Mapping[str, str], rows: Sequence[Row]) -> None:
+    known = {GROUP, *(role for layout in _FORMATS.values() for role in layout.roles)}
     for role, column in mapping.items():
         if role not in known:
             raise UnknownNameError("role in the column mapping", role, known)
-        if column not in first.values:
+        if not any(column in row.values for row in rows):
             raise DataError(
-                f"{first.where} has no field {column!r} to take as {role!r}; it has: {_quoted(first.values)}"
+                f"{rows[0].where} has no field {column!r} to take as {role!r}; it has: {_quoted(rows[0].values)}"
             )
 
 
@@ -177,6 +213,13 @@ def _unrecognized(first: Row, mapping: Mapping[str, str]) -> DataError:
         f"{'; '.join(layout.description for layout in _FORMATS.values())}. "
         f"Map your columns, for example: --column prompt={names[0]} --column completion={names[1]}"
     )
+
+
+def _group_of(values: Mapping[str, Any], column: str) -> str:
+    value = values.get(column)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise _RowProblemError(f"{column!r} must be text or a whole number to group by, not {_shortened(value)}")
+    return str(value)
 
 
 def _checked_text(value: Any, name: str) -> str:
@@ -258,13 +301,38 @@ def _with_system(fields: _Fields, turns: tuple[Message, ...]) -> tuple[Message, 
     return (("system", system), *turns) if system else turns
 
 
+def _from_preference(fields: _Fields) -> dict[str, Any]:
+    before = _side(fields, "prompt", "user") if fields.has("prompt") else ()
+    chosen = _side(fields, "chosen", "assistant")
+    rejected = _side(fields, "rejected", "assistant")
+    return {
+        "messages": before + chosen,
+        # Without a prompt the sides are whole conversations, of which the last turn was chosen.
+        "context_turns": len(before) or len(chosen) - 1,
+        "turn_separator": "\n",
+        "rejected": "\n".join(content for _, content in rejected),
+    }
+
+
+def _from_text_pair(fields: _Fields) -> dict[str, Any]:
+    return {
+        "text": fields.text("sentence1"),
+        "text_pair": fields.text("sentence2"),
+        "label": _label(fields),
+    }
+
+
 def _from_classification(fields: _Fields) -> dict[str, Any]:
+    return {"text": fields.text("text"), "label": _label(fields)}
+
+
+def _label(fields: _Fields) -> str:
     label = fields.value("label")
     if isinstance(label, bool):
         label = str(label).lower()
     if not isinstance(label, str | int):
         raise _RowProblemError(f"{fields.columns['label']!r} must be text or a whole number, not {_shortened(label)}")
-    return {"text": fields.text("text"), "label": str(label)}
+    return str(label)
 
 
 def _from_text(fields: _Fields) -> dict[str, Any]:
@@ -274,10 +342,35 @@ def _from_text(fields: _Fields) -> dict[str, Any]:
 _FORMATS: dict[DataFormat, _RowFormat] = {
     "messages": _RowFormat(("messages",), _from_messages),
     "sharegpt": _RowFormat(("conversations",), _from_sharegpt, ("system",)),
-    "prompt_completion": _RowFormat(("prompt", "completion"), _from_prompt_completion),
-    "alpaca": _RowFormat(("instruction", "output"), _from_alpaca, ("input", "system")),
+    "preference": _RowFormat(("chosen", "rejected"), _from_preference, ("prompt",)),
+    "prompt_completion": _RowFormat(
+        ("prompt", "completion"), _from_prompt_completion, other_names={"completion": ("response",)}
+    ),
+    "alpaca": _RowFormat(
+        ("instruction", "output"),
+        _from_alpaca,
+        ("input", "system"),
+        {"output": ("response",), "input": ("context",)},
+    ),
     "question_answer": _RowFormat(("question", "answer"), _from_question_answer, ("system",)),
+    "text_pair": _RowFormat(
+        ("sentence1", "sentence2", "label"),
+        _from_text_pair,
+        other_names={
+            "sentence1": ("premise", "text1", "question1"),
+            "sentence2": ("hypothesis", "text2", "question2"),
+        },
+    ),
     "classification": _RowFormat(("text", "label"), _from_classification),
     "text": _RowFormat(("text",), _from_text),
 }
 assert set(_FORMATS) == set(get_args(DataFormat)), "every format of the contract has its layout"
+_NOT_TRAINED: dict[DataFormat, str] = {
+    "classification": "holds texts with labels, and a training would read the texts alone; let the label be the "
+    "answer: --column prompt=TEXT_COLUMN --column completion=LABEL_COLUMN",
+    "text_pair": "holds pairs of texts with labels, which no training here reads; write both texts into one column and "
+    "let the label be the answer: --column prompt=TEXTS_COLUMN --column completion=LABEL_COLUMN",
+    "preference": "prefers one answer to another, and no method here learns from the rejected one; train on the chosen "
+    "answers (--column prompt=prompt --column completion=chosen) and go on with DPO in another tool: trl's DPOTrainer "
+    "reads these rows as they are",
+}

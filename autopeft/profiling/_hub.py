@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from autopeft.errors import DataError
-from autopeft.profiling._readers import kind_of
+from autopeft.profiling._files import kind_of
 
 _OTHER_SPLITS = re.compile(r"(^|[^a-z])(test|dev|val|valid|validation|eval)([^a-z]|$)", re.IGNORECASE)
 _TRAIN = re.compile(r"(^|[^a-z])train([^a-z]|$)", re.IGNORECASE)

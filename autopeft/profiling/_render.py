@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from autopeft.errors import DataError, ModelError
-from autopeft.profiling._formats import Example, Message
+from autopeft.profiling._example import Example, Message
 
 _DATE_OF_TEMPLATES = "26 Jul 2024"
 """What templates that print today's date get, so that counts do not depend on the day; any date is as long."""

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Sequence
 
 from autopeft.errors import DataError
-from autopeft.profiling._formats import Example, Message
+from autopeft.profiling._example import Example, Message
 
 
 def split_rows(
@@ -15,9 +15,10 @@ def split_rows(
 ) -> dict[str, tuple[int, ...]]:
     """Returns the row numbers (0-based, ascending) of the splits "train", "choose" and "test".
 
-    Rows with the same prompt (for text: the same text), up to case and white space, stay together, so a held-out row
-    was never trained on. Which rows go where depends on their content and the seed alone, not on their order. The
-    held-out splits hold at most as many rows as asked for: a group that would overfill one stays in train.
+    Rows of one group (``Example.group``) stay together, or else those with the same prompt (for text: the same text),
+    up to case and white space, so a held-out row was never trained on. Which rows go where depends on their content
+    and the seed alone, not on their order. The held-out splits hold at most as many rows as asked for: a group that
+    would overfill one stays in train.
 
     Raises:
         DataError: if the data cannot give every split that was asked for at least one row.
@@ -60,7 +61,8 @@ def _joined(messages: Sequence[Message]) -> str:
 def _groups(examples: Sequence[Example], seed: int) -> list[list[int]]:
     groups: dict[str, list[int]] = {}
     for index, example in enumerate(examples):
-        groups.setdefault(prompt_key(example), []).append(index)
+        key = prompt_key(example) if example.group is None else example.group
+        groups.setdefault(key, []).append(index)
     return [groups[key] for key in sorted(groups, key=lambda key: _rank(key, seed))]
 
 

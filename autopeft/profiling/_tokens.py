@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autopeft.errors import ModelError
-from autopeft.profiling._formats import Example
+from autopeft.profiling._example import Example
 from autopeft.profiling._render import (
     ChatTemplate,
     Rendered,
@@ -62,7 +62,8 @@ class CharacterCounter:
 
     def _count_one(self, example: Example) -> CountedRow:
         if example.text is not None:
-            tokens = _estimated_tokens(example.text) + 1
+            pair = _estimated_tokens(example.text_pair) + 1 if example.text_pair is not None else 0
+            tokens = _estimated_tokens(example.text) + 1 + pair
             return CountedRow(tokens, ((0, tokens),))
         position = 0
         ranges = []
@@ -101,10 +102,22 @@ class TokenizerCounter:
         ]
 
     def _encode(self, examples: Sequence[Example]) -> list[tuple[CountedRow, list[int]]]:
+        if examples and examples[0].text_pair is not None:
+            return self._encode_pairs(examples)
         rendered = [_render(example, self._template, self._eos_token) for example in examples]
         encoded = self._tokenizer.encode_batch([each.text for each in rendered], add_special_tokens=False)
         rows = zip(examples, rendered, encoded, strict=True)
         return [(self._row(example, text, encoding.offsets), encoding.ids) for example, text, encoding in rows]
+
+    def _encode_pairs(self, examples: Sequence[Example]) -> list[tuple[CountedRow, list[int]]]:
+        """Counts text pairs, between which the tokenizer puts special tokens of its own."""
+        pairs = [(example.text, example.text_pair) for example in examples]
+        around = self._before + self._after
+        rows = []
+        for encoding in self._tokenizer.encode_batch(pairs, add_special_tokens=True):
+            ids = encoding.ids
+            rows.append((CountedRow(len(ids), ((0, len(ids)),)), ids[self._before : len(ids) - around + self._before]))
+        return rows
 
     def _templated(self, example: Example) -> bool:
         """Returns whether the chat template writes the row; it writes the special tokens itself."""

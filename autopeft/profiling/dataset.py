@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 from autopeft.errors import DataError
+from autopeft.profiling._example import Example, Message
+from autopeft.profiling._files import find_files, hash_files, list_files
 from autopeft.profiling._findings import duplicate_pairs, find_problems, label_counts
-from autopeft.profiling._formats import Example, Message, detect_format, examples_from_rows
-from autopeft.profiling._readers import Row, find_files, hash_files, iter_rows, list_files
+from autopeft.profiling._formats import ReadRows, RowReader, detect_format, examples_from_rows, why_not_trained
+from autopeft.profiling._readers import iter_rows, read_rows
+from autopeft.profiling._rows import BadRow, Row
 from autopeft.profiling._splits import split_rows
 from autopeft.profiling._tokens import CountedRow, Counter, counter_for
-from autopeft.specs.data import DataFormat, DatasetProfile, TruncationPoint
+from autopeft.specs.data import DatasetProfile, OnBadRow, TruncationPoint
 from autopeft.specs.model import ModelSpec
 
 __all__ = [
@@ -28,12 +31,15 @@ __all__ = [
     "profile_dataset",
     "read_examples",
     "split_rows",
+    "why_not_trained",
 ]
 
 SHORTEST_MAX_LENGTH = 128
 """Shortest row of the truncation table."""
 _QUANTILES = ("0.5", "0.9", "0.95", "0.99")
 _LONGEST_COUNTED = 8
+FORMAT_ROWS = 200
+"""Rows that the format is told by."""
 _HISTOGRAM_WIDTH = 0.01
 """Lengths of one histogram entry differ by less than this share; all lengths of up to 100 tokens are told apart."""
 
@@ -64,6 +70,7 @@ def profile_dataset(
     columns: dict[str, str] | None = None,
     seed: int = 0,
     sample_rows: int = 2000,
+    on_bad_row: OnBadRow = "error",
 ) -> DatasetProfile:
     """Returns what is known of a data set as ``model`` would read it.
 
@@ -74,6 +81,7 @@ def profile_dataset(
         seed: of the sample.
         sample_rows: tokens are counted on all rows up to this many, and on a sample of this size (and on the few
             longest rows, for ``max_tokens``) beyond.
+        on_bad_row: "skip" leaves out rows that cannot be read or do not fit the format, and counts them.
 
     Raises:
         DataError: if the data cannot be found, read or understood, or is empty.
@@ -82,7 +90,8 @@ def profile_dataset(
         raise ValueError(f"sample_rows must be at least 1, but is {sample_rows}")
     found = find_files(source)
     files = found.used
-    data_format, found_columns, examples = _load(files, columns)
+    read = _load(files, columns, on_bad_row)
+    examples = read.examples
     counter = counter_for(model)
     lengths = _count(examples, counter, sample_rows, seed)
     max_tokens = max(row.tokens for _, row in lengths.counted)
@@ -91,8 +100,8 @@ def profile_dataset(
         source=source,
         files=files,
         content_hash=hash_files(files),
-        format=data_format,
-        columns=found_columns,
+        format=read.reader.data_format,
+        columns=read.reader.columns,
         task=_task(examples),
         example_count=len(examples),
         total_characters=sum(example.characters for example in examples),
@@ -107,32 +116,41 @@ def profile_dataset(
         truncation=_truncation(lengths, _max_lengths(context_length, max_tokens)),
         duplicate_count=len(duplicate_pairs(examples)),
         label_counts=label_counts(examples),
-        findings=find_problems(examples, lengths.counted, counter, model, found),
+        on_bad_row=on_bad_row,
+        skipped_rows=read.left_out.count,
+        findings=find_problems(read, lengths.counted, counter, model, found),
     )
 
 
-def read_examples(files: Sequence[str], data_format: str, columns: Mapping[str, str]) -> list[Example]:
+def read_examples(
+    files: Sequence[str], data_format: str, columns: Mapping[str, str], on_bad_row: OnBadRow = "error"
+) -> list[Example]:
     """Returns the rows of the files as examples, in order.
 
     Args:
         files: as in ``DatasetProfile.files``.
         data_format: as in ``DatasetProfile.format``.
         columns: as in ``DatasetProfile.columns``; a role that is not named has a column of its own name.
+        on_bad_row: as in ``DatasetProfile.on_bad_row``.
 
     Raises:
-        DataError: if a row is broken or does not fit the format, or there is none.
+        DataError: if a row is broken or does not fit the format and shall not be skipped, or there is none.
     """
-    return examples_from_rows(_not_empty(iter_rows(files), files), data_format, columns)
+    reader = RowReader(data_format, columns)
+    return examples_from_rows(_not_empty(read_rows(files), files), reader, on_bad_row).examples
 
 
-def _load(files: Sequence[str], columns: Mapping[str, str] | None) -> tuple[DataFormat, dict[str, str], list[Example]]:
-    rows = _not_empty(iter_rows(files), files)
-    first = next(rows)
-    data_format, found = detect_format(first, columns)
-    return data_format, found, examples_from_rows(itertools.chain([first], rows), data_format, found)
+def _load(files: Sequence[str], columns: Mapping[str, str] | None, on_bad_row: OnBadRow) -> ReadRows:
+    rows = _not_empty(read_rows(files), files)
+    first = list(itertools.islice(rows, FORMAT_ROWS))
+    readable = [row for row in first if isinstance(row, Row)]
+    if not readable:
+        raise DataError(next(row.sentence for row in first if isinstance(row, BadRow)))
+    reader = RowReader(*detect_format(readable, columns))
+    return examples_from_rows(itertools.chain(first, rows), reader, on_bad_row)
 
 
-def _not_empty(rows: Iterator[Row], files: Iterable[str]) -> Iterator[Row]:
+def _not_empty(rows: Iterator[Row | BadRow], files: Iterable[str]) -> Iterator[Row | BadRow]:
     first = next(rows, None)
     if first is None:
         raise DataError(f"the data set is empty: no row in {', '.join(files)}")

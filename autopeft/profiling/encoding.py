@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autopeft.errors import ModelError
-from autopeft.profiling._formats import Example
+from autopeft.profiling._example import Example
 from autopeft.profiling._tokens import TokenizerCounter
 
 

@@ -110,6 +110,7 @@ def job_of(session: Session) -> Job:
         data_hash=plan.data.content_hash,
         data_format=plan.data.format,
         columns=plan.data.columns,
+        on_bad_row=plan.data.on_bad_row,
         max_length=max(entry.candidate.max_length for entry in best),
         device=plan.hardware.device.kind,
         memory_limit_bytes=max(entry.available_bytes for entry in best),

@@ -5,7 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-DataFormat = Literal["prompt_completion", "messages", "sharegpt", "alpaca", "question_answer", "text", "classification"]
+DataFormat = Literal[
+    "messages",
+    "sharegpt",
+    "preference",
+    "prompt_completion",
+    "alpaca",
+    "question_answer",
+    "text_pair",
+    "classification",
+    "text",
+]
+
+OnBadRow = Literal["error", "skip"]
+"""What happens where a row cannot be read or does not fit the format: an error, or the row is left out and counted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +68,7 @@ class DatasetProfile:
         format: what the rows were understood as.
         columns: role -> column name ("prompt" -> "question").
         task: what the data trains.
-        example_count: rows.
+        example_count: rows that can be used.
         total_characters: of all texts of all rows.
         token_counts_source: "tokenizer.json", or "characters" where lengths are estimated from characters.
         sampled_examples: rows whose tokens were counted (all, or a seeded sample).
@@ -69,6 +82,8 @@ class DatasetProfile:
         truncation: what common values of max_length would cut.
         duplicate_count: rows that are exact copies of an earlier one.
         label_counts: label -> rows, for classification.
+        on_bad_row: what a run does with rows that cannot be read or do not fit the format: as was done here.
+        skipped_rows: rows that were left out for it.
         findings: worst first.
     """
 
@@ -91,4 +106,6 @@ class DatasetProfile:
     truncation: tuple[TruncationPoint, ...] = ()
     duplicate_count: int = 0
     label_counts: dict[str, int] = field(default_factory=dict)
+    on_bad_row: OnBadRow = "error"
+    skipped_rows: int = 0
     findings: tuple[Finding, ...] = ()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from autopeft.specs.candidate import Candidate
+from autopeft.specs.data import OnBadRow
 
 SplitName = Literal["train", "choose", "test"]
 """``choose`` ranks candidates; ``test`` is scored once, at the end, and never used for choosing."""
@@ -30,6 +31,7 @@ class Job:
         choose_rows: rows of the choose split.
         test_rows: rows of the test split.
         seed: of the splits.
+        on_bad_row: as in ``DatasetProfile.on_bad_row``, so that plan and run read the same rows.
     """
 
     model: str
@@ -45,6 +47,7 @@ class Job:
     choose_rows: int
     test_rows: int
     seed: int
+    on_bad_row: OnBadRow = "error"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,7 +75,7 @@ def load_data(job: Job, tokenizer_folder: Path) -> TokenData:
             f"the data has changed since the plan was made: {', '.join(job.data_files)} has hash {found[:12]}, "
             f"the plan says {job.data_hash[:12]}; make a new plan: autopeft suggest ..."
         )
-    examples = read_examples(job.data_files, job.data_format, job.columns)
+    examples = read_examples(job.data_files, job.data_format, job.columns, job.on_bad_row)
     splits = split_rows(examples, choose_rows=job.choose_rows, test_rows=job.test_rows, seed=job.seed)
     encoded = encode_examples(tokenizer_folder, examples)
     return _token_data(encoded, splits, job.max_length)

@@ -271,7 +271,7 @@ def test_a_missing_chat_template_is_found_for_conversations_only(tmp_path: Path,
 
 def test_findings_stand_worst_first(tmp_path: Path) -> None:
     severities = list(codes(profile_dataset(write(tmp_path, [{"text": "T", "label": "a"}] * 2), model=None)).values())
-    assert severities == ["error", "warning", "warning", "info"]
+    assert severities == ["error", "warning", "warning", "warning", "info"]
 
 
 def test_a_profile_survives_json(tmp_path: Path, word_model: ModelSpec) -> None:
@@ -285,6 +285,60 @@ def test_a_profile_holds_what_reads_the_same_rows_again(tmp_path: Path) -> None:
     assert profile.columns == {"prompt": "query", "completion": "reply"}
     (example,) = read_examples(profile.files, profile.format, profile.columns)
     assert example.messages == (("user", "Q"), ("assistant", "A"))
+
+
+BAD_LINES = ['{"prompt": "P"', '{"prompt": "P"}', "[1]"]
+
+
+def with_bad_lines(folder: Path) -> str:
+    """Writes three good rows among three bad ones, on the lines 2, 4 and 5, and returns the file."""
+    good = [json.dumps(row) for row in pairs((1, 1), (2, 2), (3, 3))]
+    file = folder / "data.jsonl"
+    file.write_text("\n".join([good[0], BAD_LINES[0], good[1], *BAD_LINES[1:], good[2]]) + "\n")
+    return str(file)
+
+
+def test_bad_rows_of_every_kind_are_one_error_by_default(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        profile_dataset(with_bad_lines(tmp_path), model=None)
+    text = str(caught.value)
+    assert text.startswith(f"{tmp_path}/data.jsonl:2 is not valid JSON")
+    assert "3 of 6 rows cannot be read or do not fit the format 'prompt_completion'" in text
+    for line, problem in ((4, ": the row has no field 'completion'"), (5, " holds a list")):
+        assert f"data.jsonl:{line}{problem}" in text
+    assert text.endswith("--on-bad-row skip")
+
+
+def test_skipped_rows_are_counted_listed_and_left_out_by_the_training_too(tmp_path: Path) -> None:
+    profile = profile_dataset(with_bad_lines(tmp_path), model=None, on_bad_row="skip")
+    assert (profile.example_count, profile.skipped_rows, profile.on_bad_row) == (3, 3, "skip")
+    (finding,) = [finding for finding in profile.findings if finding.code == "bad-rows-skipped"]
+    assert (finding.severity, finding.count) == ("warning", 3)
+    assert [shown.partition(" ")[0] for shown in finding.examples] == ["data.jsonl:2", "data.jsonl:4:", "data.jsonl:5"]
+    examples = read_examples(profile.files, profile.format, profile.columns, profile.on_bad_row)
+    assert [example.line for example in examples] == [1, 3, 6]
+
+
+def test_nothing_but_bad_rows_is_an_error_even_if_they_are_skipped(tmp_path: Path) -> None:
+    file = write(tmp_path, [{"text": 1}, {"text": 2}])
+    with pytest.raises(DataError, match=r"2 of 2 rows cannot be read .* no row is left without them"):
+        profile_dataset(file, model=None, on_bad_row="skip")
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"prompt": "P", "chosen": "A", "rejected": "B"}, "trl's DPOTrainer"),
+        ({"premise": "A", "hypothesis": "B", "label": 1}, "write both texts into one column"),
+        ({"text": "T", "label": "a"}, "let the label be the answer"),
+    ],
+)
+def test_data_that_no_training_reads_as_it_is_is_found_with_what_to_do(
+    tmp_path: Path, row: dict[str, Any], what: str
+) -> None:
+    profile = profile_dataset(write(tmp_path, [row]), model=None)
+    (finding,) = [finding for finding in profile.findings if finding.code == "not-trained"]
+    assert what in finding.message + finding.advice
 
 
 def test_empty_data_is_an_error(tmp_path: Path) -> None:

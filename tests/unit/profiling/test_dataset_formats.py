@@ -8,7 +8,7 @@ import pytest
 
 from autopeft.errors import DataError, UnknownNameError
 from autopeft.profiling._formats import detect_format
-from autopeft.profiling._readers import Row
+from autopeft.profiling._rows import Row
 from autopeft.profiling.dataset import Example, iter_rows, read_examples
 from autopeft.specs.data import DataFormat
 
@@ -38,6 +38,14 @@ LAYOUTS: dict[str, tuple[dict[str, Any], str, tuple[tuple[str, str], ...], int, 
     ),
     "alpaca without input": ({"instruction": "Q", "input": "", "output": "A"}, "alpaca", EXCHANGE, 1, "\n"),
     "alpaca with null input": ({"instruction": "Q", "input": None, "output": "A"}, "alpaca", EXCHANGE, 1, "\n"),
+    "response": ({"prompt": "Q", "response": "A"}, "prompt_completion", EXCHANGE, 1, ""),
+    "dolly": (
+        {"instruction": "I", "context": "Q", "response": "A", "category": "qa"},
+        "alpaca",
+        (("user", "I\n\nQ"), ("assistant", "A")),
+        1,
+        "\n",
+    ),
     "question": ({"question": "Q", "answer": "A", "system": "S"}, "question_answer", (SYSTEM, *EXCHANGE), 2, "\n"),
 }
 
@@ -51,7 +59,7 @@ def write(folder: Path, *rows: dict[str, Any]) -> str:
 
 def read(file: str, columns: dict[str, str] | None = None) -> tuple[str, list[Example]]:
     """Returns the format that is found and the examples."""
-    data_format, found = detect_format(next(iter_rows([file])), columns)
+    data_format, found = detect_format([next(iter_rows([file]))], columns)
     return data_format, read_examples([file], data_format, found)
 
 
@@ -76,8 +84,51 @@ def test_text_alone_is_text(tmp_path: Path) -> None:
     assert read(file) == ("text", [Example(file=file, line=1, text="T")])
 
 
+@pytest.mark.parametrize("names", [("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2")])
+def test_text_pairs_have_both_texts_and_a_label(tmp_path: Path, names: tuple[str, str]) -> None:
+    file = write(tmp_path, {names[0]: "A", names[1]: "B", "label": 0})
+    assert read(file) == ("text_pair", [Example(file=file, line=1, text="A", text_pair="B", label="0")])
+
+
+PREFERENCES: dict[str, tuple[dict[str, Any], tuple[tuple[str, str], ...], int]] = {
+    "texts": ({"prompt": "Q", "chosen": "A", "rejected": "B"}, EXCHANGE, 1),
+    "message lists": (
+        {"prompt": TURNS[:1], "chosen": TURNS[1:], "rejected": [{"role": "assistant", "content": "B"}]},
+        EXCHANGE,
+        1,
+    ),
+    "whole conversations": (
+        {"chosen": TURNS, "rejected": [TURNS[0], {"role": "assistant", "content": "B"}]},
+        EXCHANGE,
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PREFERENCES)
+def test_preference_data_is_recognized_and_the_chosen_answer_is_what_counts(tmp_path: Path, case: str) -> None:
+    row, messages, context_turns = PREFERENCES[case]
+    data_format, (example,) = read(write(tmp_path, row))
+    assert (data_format, example.messages, example.context_turns) == ("preference", messages, context_turns)
+    assert example.rejected is not None
+    assert example.rejected.endswith("B")
+
+
+def test_a_group_column_is_taken_only_where_it_is_named(tmp_path: Path) -> None:
+    file = write(tmp_path, {"question": "Q", "answer": "A", "group": "x", "template": 7})
+    assert read(file)[1][0].group is None
+    assert read(file, {"group": "template"})[1][0].group == "7"
+
+
+def test_the_format_is_that_of_most_rows_and_the_most_special_one(tmp_path: Path) -> None:
+    pair, text, labelled = {"question": "Q", "answer": "A"}, {"text": "T"}, {"text": "T", "label": "a"}
+    for rows, expected in (([text, pair, pair], "question_answer"), ([text, labelled, labelled], "classification")):
+        assert detect_format([Row("f", 1, row) for row in rows])[0] == expected
+
+
 def test_every_format_of_the_contract_is_tested() -> None:
-    assert {layout[1] for layout in LAYOUTS.values()} | {"text", "classification"} == set(get_args(DataFormat))
+    formats = {layout[1] for layout in LAYOUTS.values()} | {"text", "classification", "text_pair", "preference"}
+    assert formats == set(get_args(DataFormat))
 
 
 def test_only_assistant_turns_after_the_context_are_supervised() -> None:
@@ -88,7 +139,7 @@ def test_only_assistant_turns_after_the_context_are_supervised() -> None:
 
 def test_columns_can_be_mapped(tmp_path: Path) -> None:
     file = write(tmp_path, {"query": "Q", "reply": "A"})
-    data_format, found = detect_format(next(iter_rows([file])), {"prompt": "query", "completion": "reply"})
+    data_format, found = detect_format([next(iter_rows([file]))], {"prompt": "query", "completion": "reply"})
     assert (data_format, found) == ("prompt_completion", {"prompt": "query", "completion": "reply"})
     assert read_examples([file], data_format, found)[0].messages == EXCHANGE
 
@@ -110,18 +161,21 @@ def test_unrecognized_fields_are_an_error_that_shows_how_to_map_them(tmp_path: P
         read(file)
     text = str(caught.value)
     assert text.startswith(f"{file}:1: the fields 'query', 'reply' are no format that is understood. Understood are: ")
-    assert "prompt + completion; instruction + output (optional: input, system); question + answer" in text
+    assert (
+        "prompt + completion/response; instruction + output/response (optional: input, system); question + answer"
+        in text
+    )
     assert text.endswith("for example: --column prompt=query --column completion=reply")
 
 
 def test_a_mapped_column_that_is_missing_is_an_error() -> None:
     with pytest.raises(DataError, match="f:1 has no field 'query' to take as 'prompt'; it has: 'question'"):
-        detect_format(Row("f", 1, {"question": "Q"}), {"prompt": "query"})
+        detect_format([Row("f", 1, {"question": "Q"})], {"prompt": "query"})
 
 
 def test_an_unknown_role_in_the_mapping_is_an_error() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown role in the column mapping 'promt'.* Did you mean 'prompt'"):
-        detect_format(Row("f", 1, {"question": "Q"}), {"promt": "question"})
+        detect_format([Row("f", 1, {"question": "Q"})], {"promt": "question"})
 
 
 def test_an_unknown_format_is_an_error(tmp_path: Path) -> None:
@@ -156,4 +210,4 @@ def test_rows_that_do_not_fit_are_one_error_that_names_the_first_and_counts_them
     with pytest.raises(DataError) as caught:
         read(file)
     assert str(caught.value).startswith(f"{file}:2: {expected}")
-    assert "; 2 of 4 rows do not fit the format" in str(caught.value)
+    assert "; 2 of 4 rows cannot be read or do not fit the format" in str(caught.value)

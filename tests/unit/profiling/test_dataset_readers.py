@@ -1,18 +1,24 @@
 """Rows and their line numbers out of every kind of file, and one clear error for every broken one."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autopeft.errors import DataError
+from autopeft.profiling import _json_rows
+from autopeft.profiling._files import COMPRESSIBLE, COMPRESSIONS, data_suffixes
 from autopeft.profiling._hub import train_files
-from autopeft.profiling._readers import data_suffixes
+from autopeft.profiling._readers import read_rows
+from autopeft.profiling._rows import Row
 from autopeft.profiling.dataset import hash_files, iter_rows, list_files, read_examples
 
 ROWS = [{"prompt": "a\u00e4\u4e2d", "completion": "1"}, {"prompt": 'b, "c"\nd', "completion": "2"}]
@@ -100,6 +106,75 @@ def test_text_without_blank_lines_gives_lines(tmp_path: Path) -> None:
     assert [row.values["text"] for row in iter_rows([str(file)])] == ["one", "two\u2028still two"]
 
 
+@pytest.mark.parametrize("suffix", COMPRESSIBLE)
+@pytest.mark.parametrize(("ending", "compression"), COMPRESSIONS.items())
+def test_compressed_files_give_the_same_rows(tmp_path: Path, suffix: str, ending: str, compression: str) -> None:
+    import pyarrow
+
+    plain = tmp_path / f"data.{suffix}"
+    if suffix == "txt":
+        plain.write_text("one\n\ntwo\n")
+    else:
+        write_rows(plain, ROWS)
+    packed = tmp_path / f"data.{suffix}{ending}"
+    # Two parts, one after the other, as tools that compress on all cores write them.
+    content = plain.read_bytes()
+    for part in (content[:9], content[9:]):
+        with packed.open("ab") as stream:
+            stream.write(pyarrow.compress(part, compression, asbytes=True))
+    assert [row.values for row in iter_rows([str(packed)])] == [row.values for row in iter_rows([str(plain)])]
+
+
+def test_a_cut_compressed_file_is_an_error_that_names_it(tmp_path: Path) -> None:
+    import gzip
+
+    file = tmp_path / "data.jsonl.gz"
+    file.write_bytes(gzip.compress(GOOD * 100)[:-12])
+    with pytest.raises(DataError, match=r"cannot read .*data.jsonl.gz: Truncated"):
+        list(iter_rows([str(file)]))
+
+
+def test_behind_a_broken_row_reading_goes_on(tmp_path: Path) -> None:
+    csv_file, json_file = tmp_path / "d.csv", tmp_path / "d.jsonl"
+    csv_file.write_text('text,label\none,a\ntwo\n"x"y,b\nthree,c\n')
+    json_file.write_bytes(GOOD + b"{\n" + GOOD)
+    assert [type(row).__name__ for row in read_rows([str(csv_file)])] == ["Row", "BadRow", "BadRow", "Row"]
+    assert [(type(row).__name__, row.number) for row in read_rows([str(json_file)])] == [
+        ("Row", 1),
+        ("BadRow", 2),
+        ("Row", 3),
+    ]
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(codec="utf-8")),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(max_size=5), values, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(
+    st.lists(st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=5), json_values, max_size=4), max_size=6),
+    st.integers(1, 40),
+    st.sampled_from([None, 1]),
+)
+def test_a_json_list_read_in_pieces_of_any_size_is_the_list(
+    rows: list[dict[str, Any]], piece: int, indent: int | None
+) -> None:
+    with mock.patch.object(_json_rows, "_PIECE_BYTES", piece):
+        stream = io.BytesIO(json.dumps(rows, indent=indent).encode())
+        read = list(_json_rows.json_list_rows(stream, "f"))
+    assert [row.values for row in read if isinstance(row, Row)] == rows
+
+
+def test_half_a_surrogate_pair_is_refused_in_lines_and_lists(tmp_path: Path) -> None:
+    for name, content in (("d.jsonl", rb'{"text": "\ud800"}'), ("d.json", rb'[{"text": "\ud800"}]')):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=f"{name}:1 is not valid JSON"):
+            list(iter_rows([str(tmp_path / name)]))
+
+
 def test_an_object_with_a_data_list_is_read(tmp_path: Path) -> None:
     file = tmp_path / "data.json"
     file.write_text('{"version": 1, "data": [{"text": "one"}]}')
@@ -124,7 +199,7 @@ BROKEN = {
         "d.jsonl:1 is not valid JSON: Input data was truncated; the file",
     ),
     "UTF-16": ("d.jsonl", '{"text": "one"}'.encode("utf-16"), "d.jsonl:1 is UTF-16 text; save the file as UTF-8"),
-    "broken JSON": ("d.json", b'[{"text": "one"},\n{"text": }]', "d.json:2 is not valid JSON: invalid character"),
+    "broken JSON": ("d.json", b'[{"text": "one"},\n{"text": }]', "d.json:2 is not valid JSON: expecting value"),
     "JSON lines named json": ("d.json", GOOD + GOOD, "one object a line? Name it .jsonl"),
     "no list": ("d.json", b'{"text": ["one"]}', "d.json must hold a JSON list of objects"),
     "text in a JSON list": ("d.json", b'[{"text": "one"}, "two"]', "d.json, row 2 holds a text"),

@@ -1,6 +1,8 @@
 """Held-out rows stay unseen: properties of the splits."""
 
+import json
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 from autopeft.errors import DataError
 from autopeft.profiling._splits import prompt_key
-from autopeft.profiling.dataset import Example, split_rows
+from autopeft.profiling.dataset import Example, read_examples, split_rows
 
 few_words = st.text("ab ", max_size=4)
 pairs = st.lists(st.tuples(few_words, few_words), min_size=1, max_size=40)
@@ -126,3 +128,14 @@ def test_one_prompt_for_all_rows_is_an_error_that_says_why() -> None:
 def test_negative_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="must not be negative, but are -1 and 5"):
         split_rows(DISTINCT, choose_rows=-1, test_rows=5, seed=0)
+
+
+def test_rows_of_one_group_stay_on_one_side(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    rows = ({"prompt": f"question {row}", "completion": "yes", "template": row % 50} for row in range(500))
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    examples = read_examples([str(file)], "prompt_completion", {"group": "template"})
+    splits = split_rows(examples, choose_rows=100, test_rows=100, seed=0)
+    sides = [{index % 50 for index in rows} for rows in splits.values()]
+    assert list(map(len, splits.values())) == [300, 100, 100]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == 50
