@@ -6,16 +6,12 @@ import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from autopeft.errors import InvalidInputError
-from autopeft.specs import (
-    PlanInputs,
-    Recommendation,
-    to_dict,
-)
+from autopeft.errors import InvalidInputError, UnknownNameError
+from autopeft.specs import Objective, PlanInputs, Recommendation, to_dict
 from autopeft.specs.data import OnBadRow
-from autopeft.units import parse_bytes
+from autopeft.units import parse_bytes, parse_duration
 
 if TYPE_CHECKING:
     from autopeft.memory.calibration import Calibration
@@ -32,6 +28,13 @@ def suggest(
     max_length: int | None = None,
     columns: Mapping[str, str] | None = None,
     on_bad_row: OnBadRow = "error",
+    objective: Objective = "balanced",
+    max_time: float | str | None = None,
+    max_cost: float | None = None,
+    price_per_hour: float | None = None,
+    price_per_kwh: float | None = None,
+    max_adapter_parameters: int | None = None,
+    serve: str | None = None,
     seed: int = 0,
     trace: int = 0,
     environment: str | Path | None = None,
@@ -50,6 +53,13 @@ def suggest(
         columns: column mapping, role to column: ``{"prompt": "question"}``.
         on_bad_row: what to do with rows that cannot be read or do not fit the format: "error", or "skip", which leaves
             them out, counts them and lets a run read the same rows.
+        objective: what the order weighs most: "quality", "balanced", "memory", "speed" or "cost".
+        max_time: of one full training: seconds, or a text such as "8h"; what takes longer is rejected.
+        max_cost: of one full training, in the currency of the prices; what costs more is rejected.
+        price_per_hour: of the device; None means its profile's, where that has one.
+        price_per_kwh: of energy, on top of the hours.
+        max_adapter_parameters: parameters that the finished adapter may have.
+        serve: where the result is to be served, a name of ``profiles/serving`` ("vllm"); None means anywhere.
         seed: of everything random; the same seed gives the same plan.
         trace: trace the memory of the best so many candidates (needs ``autopeft[train]``).
         environment: trace them in this virtual environment, or with its python, whose libraries will train.
@@ -81,6 +91,13 @@ def suggest(
         effective_batch_size=effective_batch_size,
         max_length=max_length,
         columns=dict(columns) if columns else None,
+        objective=_objective(objective),
+        max_seconds=parse_duration(max_time) if isinstance(max_time, str) else max_time,
+        max_cost=max_cost,
+        price_per_hour=price_per_hour,
+        price_per_kwh=price_per_kwh,
+        max_adapter_parameters=max_adapter_parameters,
+        serve=serve,
     )
     profile = load_hardware(inputs.hardware)
     spec = load_model(inputs.model)
@@ -131,6 +148,14 @@ def _traced(
         price = known.pricer(trace_memory)
     # The plan keeps the closed form's versions; what is traced names its own.
     return price_best(plan, count, price)
+
+
+def _objective(name: str) -> Objective:
+    known: tuple[Objective, ...] = get_args(Objective)
+    for objective in known:
+        if objective == name:
+            return objective
+    raise UnknownNameError("objective", name, known)
 
 
 def _budget_bytes(budget: int | str | None) -> int | None:

@@ -22,7 +22,7 @@ from autopeft.errors import (
     ModelError,
     RunFolderError,
 )
-from autopeft.specs import HardwareProfile, Recommendation, Report
+from autopeft.specs import HardwareProfile, Objective, Recommendation, Report
 from autopeft.specs.data import OnBadRow
 from autopeft.units import parse_duration
 
@@ -47,6 +47,13 @@ def run(
     max_length: int | None = None,
     columns: Mapping[str, str] | None = None,
     on_bad_row: OnBadRow = "error",
+    objective: Objective = "balanced",
+    max_time: float | str | None = None,
+    max_cost: float | None = None,
+    price_per_hour: float | None = None,
+    price_per_kwh: float | None = None,
+    max_adapter_parameters: int | None = None,
+    serve: str | None = None,
     trials: int | None = None,
     time_budget: float | str | None = None,
     seed: int | None = None,
@@ -71,6 +78,13 @@ def run(
         max_length: as for ``suggest``.
         columns: as for ``suggest``.
         on_bad_row: as for ``suggest``; a plan says it already.
+        objective: as for ``suggest``: which candidates the search begins with.
+        max_time: as for ``suggest``: of one full training, not of the search.
+        max_cost: as for ``suggest``.
+        price_per_hour: as for ``suggest``.
+        price_per_kwh: as for ``suggest``.
+        max_adapter_parameters: as for ``suggest``.
+        serve: as for ``suggest``.
         trials: search trials at most.
         time_budget: for everything: seconds, or a text such as "30m".
         seed: of splits, sampler and trainings; None means the plan's.
@@ -96,6 +110,13 @@ def run(
         "max_length": max_length,
         "columns": columns,
         "on_bad_row": on_bad_row,
+        "objective": objective,
+        "max_time": max_time,
+        "max_cost": max_cost,
+        "price_per_hour": price_per_hour,
+        "price_per_kwh": price_per_kwh,
+        "max_adapter_parameters": max_adapter_parameters,
+        "serve": serve,
     }
     if resume:
         asked = {"trials": trials, "time_budget": time_budget, "seed": seed, "dry_run": dry_run or None}
@@ -119,7 +140,7 @@ def run(
 
 def _given(inputs: Mapping[str, Any]) -> list[str]:
     left_out: tuple[object, ...] = (None, (), {})
-    defaults = {"hardware": "auto", "on_bad_row": "error"}
+    defaults = {"hardware": "auto", "on_bad_row": "error", "objective": "balanced"}
     return [name for name, value in inputs.items() if value not in left_out and value != defaults.get(name)]
 
 

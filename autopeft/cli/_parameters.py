@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from autopeft.errors import InvalidInputError
+from autopeft.specs import Objective
 from autopeft.units import parse_bytes, parse_duration
 
 Command = Callable[..., Any]
@@ -87,6 +88,16 @@ def input_options(required: bool) -> Callable[[Command], Command]:
         click.option("--max-length", type=click.IntRange(min=8), help="Truncate rows to this many tokens."),
         click.option("--column", "columns", type=Columns(), multiple=True, help=COLUMN_HELP),
         bad_row_option,
+        click.option(
+            "--objective", type=click.Choice(get_args(Objective)), default="balanced", show_default=True,
+            help="What the order of the candidates weighs most.",
+        ),
+        click.option("--max-time", type=Duration(), help="Reject what trains longer than this, e.g. 8h."),
+        click.option("--max-cost", type=click.FloatRange(min=0), help="Reject what costs more than this."),
+        click.option("--price-per-hour", type=click.FloatRange(min=0), help="Of the device, in any currency."),
+        click.option("--price-per-kwh", type=click.FloatRange(min=0), help="Of energy, on top of the hours."),
+        click.option("--max-adapter-parameters", type=click.IntRange(min=1), help="Of the finished adapter."),
+        click.option("--serve", metavar="SERVER", help="Keep what vllm, sglang, llamacpp or ollama loads, or merged."),
         click.option("--seed", default=0, show_default=True, help="Of everything random."),
     ]  # fmt: skip
 

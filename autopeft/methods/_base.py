@@ -97,6 +97,10 @@ class PeftMethod(ABC):
         adapted = adapted_layers(model, candidate.target_modules)
         return sum(layer.count * self.layer_parameters(candidate, layer) for layer in adapted)
 
+    def kept_parameters(self, candidate: Candidate, model: ModelSpec) -> int:
+        """Returns the parameters that the finished adapter keeps; fewer than the trained ones where some are masked."""
+        return self.trainable_parameters(candidate, model)
+
     def lora_alpha(self, r: int, scaling: float) -> float | None:
         """Returns the ``lora_alpha`` that gives the effective scaling at rank r; None without a scaling."""
         return scaling * r

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from autopeft.methods._base import AdapterSpec, MethodContext, PeftMethod, alpha_of, rank_of
 from autopeft.specs import Candidate, LinearLayer, ModelSpec
+from autopeft.specs.targets import adapted_layers
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +57,12 @@ class AdaLora(PeftMethod):
     def layer_parameters(self, candidate: Candidate, layer: LinearLayer) -> int:
         init_r = int(self.complete_options(candidate)["init_r"])
         return init_r * (layer.in_features + layer.out_features + 1)
+
+    def kept_parameters(self, candidate: Candidate, model: ModelSpec) -> int:
+        """Returns what is left where the mean rank is r: what is masked by then need not be saved."""
+        layers = adapted_layers(model, candidate.target_modules)
+        r = rank_of(candidate)
+        return sum(layer.count * r * (layer.in_features + layer.out_features + 1) for layer in layers)
 
     def extra_static_bytes(self, candidate: Candidate, model: ModelSpec) -> int:
         """Returns the bytes of three importance statistics a parameter, in the adapter's dtype."""

@@ -10,6 +10,8 @@ from autopeft.specs import Candidate, MemoryEstimate
 
 Price = Callable[[Candidate], MemoryEstimate]
 
+SAME_MEMORY = 0.01
+
 
 def divisors(count: int) -> tuple[int, ...]:
     """Returns the divisors of ``count``, falling."""
@@ -35,6 +37,23 @@ def solve_batch(candidate: Candidate, effective_batch_size: int, available_bytes
     if recomputed is not None:
         return recomputed[0]
     return _split(candidate, effective_batch_size, 1, checkpointing=True)
+
+
+def leanest_batch(candidate: Candidate, effective_batch_size: int, price: Price) -> Candidate:
+    """Returns the candidate in the form that needs the least memory, whatever is available.
+
+    Of forms within ``SAME_MEMORY`` of the least, the fastest: where weights or the optimizer set the peak, a larger
+    batch costs no memory.
+    """
+    forms = [
+        _split(candidate, effective_batch_size, batch, checkpointing=checkpointing)
+        for batch in divisors(effective_batch_size)
+        for checkpointing in (False, True)
+    ]
+    priced = [(price(form), form) for form in forms]
+    least = min(estimate.required_bytes for estimate, _ in priced)
+    lean = [pair for pair in priced if pair[0].required_bytes <= (1 + SAME_MEMORY) * least]
+    return min(lean, key=lambda pair: (pair[0].seconds_per_step or 0.0, pair[0].required_bytes))[1]
 
 
 def _largest(

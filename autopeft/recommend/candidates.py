@@ -9,17 +9,19 @@ from dataclasses import dataclass, replace
 from autopeft.errors import InvalidInputError
 from autopeft.memory.pricing import price_memory
 from autopeft.memory.storage import quantization_problem
-from autopeft.memory.timing import estimate_time
 from autopeft.methods import get_method
 from autopeft.recommend import narrowing
 from autopeft.recommend.advice import advise
-from autopeft.recommend.batch import solve_batch
+from autopeft.recommend.batch import leanest_batch, solve_batch
 from autopeft.recommend.drafting import Drafts, Values
+from autopeft.recommend.judging import Judge
 from autopeft.recommend.reasons import choice_reasons
-from autopeft.recommend.scoring import ScoreParts, halvings, score
+from autopeft.recommend.scoring import CostWeights
+from autopeft.recommend.spending import Prices, over_limit
 from autopeft.spaces import is_candidate_field
 from autopeft.specs import (
     Candidate,
+    Claim,
     DatasetProfile,
     HardwareProfile,
     MemoryEstimate,
@@ -59,6 +61,8 @@ class CandidateFactory:
         advice: what is the same for all candidates.
         drafts: builds candidates before their batch is solved.
         pricer: ``price_memory`` or one with its signature.
+        judge: scores priced candidates.
+        prices: what time and energy cost.
         available_bytes: what a candidate may need: the free memory of the device, or the budget if that is lower.
     """
 
@@ -69,6 +73,7 @@ class CandidateFactory:
         hardware: HardwareProfile,
         inputs: PlanInputs,
         price: Pricer | None = None,
+        weights: CostWeights | None = None,
     ) -> None:
         self.model = model
         self.data = data
@@ -80,8 +85,9 @@ class CandidateFactory:
         budget = inputs.budget_memory_bytes
         free = hardware.device.free_memory_bytes
         self.available_bytes = free if budget is None else min(budget, free)
+        self.prices = Prices.of(inputs, hardware)
+        self.judge = Judge(self.drafts, inputs, self.estimate, weights)
         self._variants: dict[tuple[str, Quantization], Variant] = {}
-        self._reference: tuple[float | None, float] | None = None
 
     @classmethod
     def from_plan(cls, plan: Recommendation) -> CandidateFactory:
@@ -130,19 +136,23 @@ class CandidateFactory:
         """Returns a candidate with an estimate that was made elsewhere (a trace), or why it does not fit."""
         if estimate.required_bytes > self.available_bytes:
             return self._rejected(candidate, self._lacks(estimate.required_bytes), estimate.required_bytes)
-        seconds = estimate.seconds_per_step
-        method = candidate.method
-        own_reasons = choice_reasons(
-            candidate, self.drafts.space(method), self.model, self.hardware.device, self.drafts.rank_advice(method)
-        )
+        seconds = None if estimate.seconds_per_step is None else estimate.seconds_per_step * self.advice.steps
+        cost = self.prices.cost(seconds)
+        broken = over_limit(self.inputs, seconds, cost)
+        if broken is not None:
+            return replace(self._rejected(candidate, broken), predicted_seconds=seconds)
+        terms = self.judge.terms(candidate, estimate, self._memory_share(candidate, estimate))
         return RankedCandidate(
             candidate=candidate,
             estimate=estimate,
             available_bytes=self.available_bytes,
-            predicted_seconds=None if seconds is None else seconds * self.advice.steps,
+            predicted_seconds=seconds,
             steps=self.advice.steps,
-            score=self._score(candidate, estimate),
-            reasons=(*own_reasons, *self.advice.reasons),
+            score=round(sum(terms.values()), 4),
+            reasons=self._reasons(candidate),
+            score_terms={name: round(points, 4) for name, points in terms.items()},
+            energy_kwh=self.prices.energy_kwh(seconds),
+            predicted_cost=cost,
         )
 
     def allowed(self, method: str) -> MethodSpace:
@@ -184,7 +194,7 @@ class CandidateFactory:
         """Returns memory and time of one step; the method's own share of time is added where formulas lack it."""
         device = self.hardware.device
         estimate = self.pricer(candidate, self.model, device, sequence_length=self.advice.sequence_length)
-        ratio = self._time_ratio(candidate)
+        ratio = self.drafts.time_ratio(candidate)
         if ratio == 1.0 or estimate.seconds_per_step is None:
             return estimate
         text = f"a step of {candidate.method} takes {ratio:g} times as long as plain LoRA's (its search space)"
@@ -201,19 +211,16 @@ class CandidateFactory:
         )
         if whole == entry.candidate:
             return 0.0
-        ideal = self._relative_time(whole, self.estimate(whole))
-        return math.log2(self._relative_time(entry.candidate, entry.estimate) / ideal)
+        ideal = self.judge.relative_time(whole, self.estimate(whole))
+        return math.log2(self.judge.relative_time(entry.candidate, entry.estimate) / ideal)
 
     def _working(self, method: str) -> list[Quantization]:
         return [name for name in self.drafts.quantizations(method) if self.variant(method, name).problem is None]
 
     def _solved(self, draft: Candidate) -> Candidate:
+        if self.inputs.objective == "memory":
+            return leanest_batch(draft, self.advice.effective_batch_size, self.estimate)
         return solve_batch(draft, self.advice.effective_batch_size, self.available_bytes, self.estimate)
-
-    def _time_ratio(self, candidate: Candidate) -> float:
-        """The closed form knows what full fine-tuning costs, and prices every adapter as LoRA's."""
-        has_adapter = get_method(candidate.method).has_adapter
-        return self.drafts.space(candidate.method).step_time_ratio if has_adapter else 1.0
 
     def _judge(self, method: str, quantization: Quantization) -> Variant:
         problem = self.drafts.space_problem(method)
@@ -233,7 +240,7 @@ class CandidateFactory:
         device = self.hardware.device
         problem = quantization_problem(candidate.quantization, self.model, device)
         problem = problem or method.why_not(candidate, self.model, device)
-        return problem or self._schedule_problem(candidate)
+        return problem or self.judge.problem(candidate) or self._schedule_problem(candidate)
 
     def _schedule_problem(self, candidate: Candidate) -> str | None:
         try:
@@ -254,34 +261,12 @@ class CandidateFactory:
             method=candidate.method, variant=candidate.quantization, reason=reason, required_bytes=required_bytes
         )
 
-    def _score(self, candidate: Candidate, estimate: MemoryEstimate) -> float:
-        space = self.drafts.space(candidate.method)
-        rank = self.drafts.rank_advice(candidate.method)
+    def _memory_share(self, candidate: Candidate, estimate: MemoryEstimate) -> float:
         smallest = self.variant(candidate.method, candidate.quantization).smallest or estimate
-        parts = ScoreParts(
-            quality_points=space.quality_prior_points,
-            quantization=candidate.quantization,
-            halved_ranks=halvings(candidate, rank[0] if rank else None),
-            narrow_targets=self._is_narrow(candidate),
-            relative_time=self._relative_time(candidate, estimate),
-            memory_share=min(1.0, smallest.required_bytes / self.available_bytes),
-        )
-        return score(parts)
+        return min(1.0, smallest.required_bytes / self.available_bytes)
 
-    def _is_narrow(self, candidate: Candidate) -> bool:
-        return bool(candidate.target_modules) and candidate.target_modules != self.drafts.targets("all-linear")
-
-    def _relative_time(self, candidate: Candidate, estimate: MemoryEstimate) -> float:
-        """Returns the time against plain LoRA's with the batch in one forward; by FLOPs if no speed is known."""
-        if self._reference is None:
-            whole = self.drafts.build("lora", {**self.drafts.recommended("lora"), "quantization": "none"})
-            whole = replace(whole, per_device_batch_size=self.advice.effective_batch_size)
-            self._reference = self.estimate(whole).seconds_per_step, self._flops(whole)
-        seconds, flops = self._reference
-        if seconds is not None and estimate.seconds_per_step is not None:
-            return estimate.seconds_per_step / seconds
-        return self._time_ratio(candidate) * self._flops(candidate) / flops
-
-    def _flops(self, candidate: Candidate) -> float:
-        length = self.advice.sequence_length
-        return estimate_time(candidate, self.model, self.hardware.device, sequence_length=length).flops_per_step
+    def _reasons(self, candidate: Candidate) -> tuple[Claim, ...]:
+        method, device = candidate.method, self.hardware.device
+        rank = self.drafts.rank_advice(method)
+        own = choice_reasons(candidate, self.drafts.space(method), self.model, device, rank)
+        return (*own, *self.judge.claims(candidate), *self.advice.reasons)

@@ -59,6 +59,14 @@ class Drafts:
             self._targets[alias] = resolve_target_modules(self.model, (alias,))
         return self._targets[alias]
 
+    def time_ratio(self, candidate: Candidate) -> float:
+        """Returns a step's time against plain LoRA's at the same rank and targets, where the formulas lack it.
+
+        They know what full fine-tuning costs, and price every adapter as LoRA's.
+        """
+        has_adapter = get_method(candidate.method).has_adapter
+        return self.space(candidate.method).step_time_ratio if has_adapter else 1.0
+
     def quantizations(self, method: str) -> tuple[Quantization, ...]:
         """Returns the storages of the base that a method's space knows."""
         space = self.space(method)

@@ -8,8 +8,11 @@ from autopeft.errors import NothingFitsError
 from autopeft.methods import get_method, method_names
 from autopeft.recommend.advice import lower_ranks
 from autopeft.recommend.candidates import CandidateFactory, Pricer
-from autopeft.recommend.scoring import HALVED_RANK_POINTS, POINTS_PER_DOUBLED_TIME
+from autopeft.recommend.objectives import explores_leaner
+from autopeft.recommend.pareto import mark_front
+from autopeft.recommend.scoring import HALVED_RANK_POINTS
 from autopeft.recommend.shortage import shortage_text
+from autopeft.recommend.spending import spending_notes
 from autopeft.specs import (
     Baseline,
     Candidate,
@@ -57,7 +60,17 @@ def recommend(
         InvalidInputError: if a length or batch size that was asked for is not possible.
         NothingFitsError: with the smallest estimate, what it lacks and what would help.
     """
-    factory = CandidateFactory(model, data, hardware, inputs, price)
+    return ranked_plan(CandidateFactory(model, data, hardware, inputs, price), seed)
+
+
+def ranked_plan(factory: CandidateFactory, seed: int) -> Recommendation:
+    """Returns what the factory's inputs lead to; see ``recommend``.
+
+    Raises:
+        UnknownNameError: for an unknown method.
+        NothingFitsError: with the smallest estimate, what it lacks and what would help.
+    """
+    inputs = factory.inputs
     names = inputs.methods or method_names()
     ranked: list[RankedCandidate] = []
     rejected: list[RejectedCandidate] = []
@@ -73,10 +86,10 @@ def recommend(
     return Recommendation(
         seed=seed,
         inputs=inputs,
-        hardware=hardware,
-        model=model,
-        data=data,
-        candidates=tuple(sorted(ranked, key=order)),
+        hardware=factory.hardware,
+        model=factory.model,
+        data=factory.data,
+        candidates=mark_front(sorted(ranked, key=order)),
         rejected=tuple(sorted(rejected, key=lambda entry: (entry.method, entry.variant))),
         baselines=_baselines(recipe),
         notes=_notes(factory, recipe),
@@ -110,11 +123,18 @@ def best_of_variant(
             closest.append(priced)
             continue
         found.append(priced)
-        if factory.doublings_lost(priced) < HALVED_RANK_POINTS / POINTS_PER_DOUBLED_TIME - MARGIN:
+        if _is_enough(factory, priced):
             break
     if found:
         return max(found, key=lambda entry: entry.score)
-    return min(closest, key=lambda entry: entry.required_bytes or 0)
+    return min(closest, key=lambda entry: (entry.required_bytes or 0, entry.predicted_seconds or 0.0))
+
+
+def _is_enough(factory: CandidateFactory, entry: RankedCandidate) -> bool:
+    """Returns whether no leaner form can score better: time would win back less than a halved rank costs."""
+    if explores_leaner(factory.inputs.objective):
+        return False
+    return factory.judge.weights.doubled_time * (factory.doublings_lost(entry) + MARGIN) < HALVED_RANK_POINTS
 
 
 def _ladder(factory: CandidateFactory, method: str, quantization: Quantization) -> Iterator[dict[str, OptionValue]]:
@@ -123,7 +143,8 @@ def _ladder(factory: CandidateFactory, method: str, quantization: Quantization) 
     start: dict[str, OptionValue] = {"quantization": quantization} if "quantization" in space.parameters else {}
     advice = factory.drafts.rank_advice(method)
     lower = () if advice is None else lower_ranks(space.parameters["r"], advice[0])
-    ranks = dict.fromkeys((*lower[:1], *lower[-1:]))
+    every_rank = factory.inputs.max_adapter_parameters is not None
+    ranks = dict.fromkeys(lower if every_rank else (*lower[:1], *lower[-1:]))
     targets = space.parameters.get("target_modules")
     narrower = [name for name in targets.choices if name != targets.default] if targets else []
     yield start
@@ -173,6 +194,7 @@ def _notes(factory: CandidateFactory, recipe: RankedCandidate | RejectedCandidat
     if budget is not None and factory.available_bytes < budget:
         free = f"{factory.hardware.device.name} has {factory.available_bytes} bytes free"
         notes.append(f"the budget is {budget} bytes, but {free}, which decides")
+    notes += spending_notes(factory.inputs, factory.prices, speed_is_known=factory.judge.reference()[0] is not None)
     if isinstance(recipe, RejectedCandidate):
         notes.append(f"the plain LoRA recipe is no baseline here: {recipe.reason}")
     return tuple(notes)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from autopeft.errors import NothingFitsError
 from autopeft.memory.reference import REFERENCE_VERSIONS
 from autopeft.recommend.candidates import CandidateFactory, Pricer
+from autopeft.recommend.pareto import mark_front
 from autopeft.recommend.ranking import order, recommend
 from autopeft.recommend.shortage import shortage_text
 from autopeft.specs import Candidate, HardwareProfile, RankedCandidate, Recommendation, RejectedCandidate
@@ -38,10 +39,10 @@ def price_best(plan: Recommendation, count: int, price: Pricer) -> Recommendatio
     answers = [factory.rank(entry.candidate, careful.estimate(entry.candidate)) for entry in plan.candidates[:count]]
     kept = [entry for entry in answers if isinstance(entry, RankedCandidate)]
     rejected = [entry for entry in answers if isinstance(entry, RejectedCandidate)]
-    candidates = sorted([*kept, *plan.candidates[count:]], key=order)
+    candidates = mark_front(sorted([*kept, *plan.candidates[count:]], key=order))
     if not candidates:
         raise NothingFitsError(shortage_text(factory, [*rejected, *plan.rejected]))
-    return replace(plan, candidates=tuple(candidates), rejected=(*rejected, *plan.rejected))
+    return replace(plan, candidates=candidates, rejected=(*rejected, *plan.rejected))
 
 
 def _note(plan: Recommendation, renewed: Recommendation) -> str:

@@ -33,10 +33,12 @@ class ScoreParts:
 
     Attributes:
         quality_points: the method's own, from its search space.
-        halved_ranks: how often the rank was halved below the advised one.
+        situation_points: what its search space adds where something holds here.
+        halved_ranks: how often the rank was halved below the advised one, or the capacity below what the data carry.
         narrow_targets: whether fewer layers are adapted than advised.
         relative_time: of one step, as a multiple of plain LoRA's with the whole batch in one forward.
         memory_share: required bytes of the smallest form (batch 1, checkpointing) as a share of the available ones.
+        relative_memory: required bytes as a multiple of the base's weights in 16 bits.
     """
 
     quality_points: float
@@ -45,20 +47,49 @@ class ScoreParts:
     narrow_targets: bool
     relative_time: float
     memory_share: float
+    situation_points: float = 0.0
+    relative_memory: float = 1.0
 
 
-def score(parts: ScoreParts) -> float:
-    """Returns the score; higher is better, comparable within one plan only.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostWeights:
+    """What quality is weighed against, in points.
 
-    score = quality + quantization - 0.35 * halvings - 1.0 * narrow - 1.0 * log2(relative time) - 0.2 * memory share
-
-    Every term can only grow with the memory that is available: more memory means fewer forwards, less recomputation
-    and a smaller share. A judgement, not a fit: no term is known to better than half a point, so the search decides.
+    Attributes:
+        doubled_time: that a training of twice the time must be better by.
+        memory_share: that a candidate whose smallest form takes all that is available must be better by.
+        doubled_memory: that a candidate of twice the required bytes must be better by.
     """
-    quality = parts.quality_points + QUANTIZATION_POINTS[parts.quantization]
-    squeezed = HALVED_RANK_POINTS * parts.halved_ranks + ATTENTION_ONLY_POINTS * parts.narrow_targets
-    time = POINTS_PER_DOUBLED_TIME * math.log2(parts.relative_time)
-    return round(quality - squeezed - time - MEMORY_POINTS * parts.memory_share, 4)
+
+    doubled_time: float = POINTS_PER_DOUBLED_TIME
+    memory_share: float = MEMORY_POINTS
+    doubled_memory: float = 0.0
+
+
+def score_terms(parts: ScoreParts, weights: CostWeights) -> dict[str, float]:
+    """Returns the points of a candidate by what they are for; their sum is its score.
+
+    method + situation + quantization - 0.35 * halvings - 1.0 * narrow
+        - doubled_time * log2(relative time) - memory_share * share - doubled_memory * log2(relative memory)
+
+    Of one form every term can only grow with the memory that is available. A judgement, not a fit: no term is known to
+    better than half a point, so the search decides.
+    """
+    memory = weights.memory_share * parts.memory_share + weights.doubled_memory * math.log2(parts.relative_memory)
+    return {
+        "method": parts.quality_points,
+        "situation": parts.situation_points,
+        "quantization": QUANTIZATION_POINTS[parts.quantization],
+        "rank": 0.0 - HALVED_RANK_POINTS * parts.halved_ranks,
+        "targets": 0.0 - ATTENTION_ONLY_POINTS * parts.narrow_targets,
+        "time": 0.0 - weights.doubled_time * math.log2(parts.relative_time),
+        "memory": 0.0 - memory,
+    }
+
+
+def score(parts: ScoreParts, weights: CostWeights | None = None) -> float:
+    """Returns the score; higher is better, comparable within one plan only. See ``score_terms``."""
+    return round(sum(score_terms(parts, weights or CostWeights()).values()), 4)
 
 
 def halvings(candidate: Candidate, advised_rank: int | None) -> float:

@@ -17,6 +17,13 @@ def shortage_text(factory: CandidateFactory, rejected: Sequence[RejectedCandidat
     """Returns one message: the smallest estimate, what it lacks and what would help, with numbers."""
     device = factory.hardware.device
     priced = [entry for entry in rejected if entry.required_bytes is not None]
+    slow = [entry for entry in rejected if entry.predicted_seconds is not None]
+    if slow:
+        fastest = min(slow, key=lambda entry: (entry.predicted_seconds or 0.0, entry.method))
+        return (
+            f"nothing that fits is within the limits: the fastest, {fastest.method} (base {fastest.variant}), "
+            f"{fastest.reason}; raise the limit, train on fewer rows, or take a faster device"
+        )
     if not priced:
         reasons = dict.fromkeys(f"{entry.method} ({entry.variant}): {entry.reason}" for entry in rejected)
         return f"no method can train {factory.model.id} on {device.name}: {'; '.join(reasons)}"

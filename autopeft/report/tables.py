@@ -48,7 +48,7 @@ _SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 def suggest_table(plan: Recommendation) -> RenderableType:
     """Returns the ranked candidates with price and reasons, then what was rejected."""
-    parts: list[RenderableType] = [_heading(plan), _candidates(plan), Text()]
+    parts: list[RenderableType] = [_heading(plan), _candidates(plan), Text(), *_trade_offs(plan), Text()]
     shared = _shared_reasons(plan.candidates)
     if shared:
         parts += [_bold("Why, for all of them"), _bullets(map(str, shared)), Text()]
@@ -162,6 +162,8 @@ def _heading(plan: Recommendation) -> Text:
         f"model     {plan.model.id}",
         f"data      {plan.data.source}: {batch}",
         f"hardware  {device.name}: {memory}",
+        *([] if plan.inputs.objective == "balanced" else [f"objective {plan.inputs.objective}"]),
+        *([f"serve     {plan.inputs.serve}"] if plan.inputs.serve else []),
     )
     return _text("\n".join(lines))
 
@@ -187,6 +189,32 @@ def _candidates(plan: Recommendation) -> Table:
         )
         table.add_row(*map(_text, cells))
     return table
+
+
+def _trade_offs(plan: Recommendation) -> list[RenderableType]:
+    """Returns what each candidate gives and takes, and whether another one beats it in everything."""
+    table = _table(
+        ("#", 2), ("method", 8), ("base", 5), ("quality", 7), ("GiB", 7), ("time", 8), ("cost", 8), ("max kWh", 8),
+        ("on front", 8),
+    )  # fmt: skip
+    for place, entry in enumerate(plan.candidates, 1):
+        cells = (
+            str(place),
+            entry.candidate.method,
+            _base_label(entry),
+            f"{entry.quality_points:+.2f}",
+            _gib(entry.estimate.required_bytes),
+            "unknown" if entry.predicted_seconds is None else format_duration(entry.predicted_seconds),
+            _amount(entry.predicted_cost),
+            _amount(entry.energy_kwh),
+            "yes" if entry.on_front else "no",
+        )
+        table.add_row(*map(_text, cells))
+    return [_bold("Trade-offs: points of quality, memory, time, cost of one full training"), table]
+
+
+def _amount(amount: float | None) -> str:
+    return "unknown" if amount is None else f"{amount:.2g}" if amount < 1 else f"{amount:,.2f}"
 
 
 def _gib(size_bytes: int) -> str:

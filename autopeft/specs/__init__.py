@@ -20,7 +20,9 @@ from autopeft.specs.hardware import Device, DeviceKind, HardwareProfile, PriceCl
 from autopeft.specs.model import LinearLayer, ModelSpec, StoredFormat
 from autopeft.specs.plan import (
     PLAN_SCHEMA_VERSION,
+    QUALITY_TERMS,
     Baseline,
+    Objective,
     PlanInputs,
     RankedCandidate,
     Recommendation,
@@ -38,11 +40,12 @@ from autopeft.specs.runner import (
     TrainOutcome,
     TrainRequest,
 )
-from autopeft.specs.space import Distribution, MethodSpace, SearchSpace
+from autopeft.specs.space import Distribution, MethodSpace, SearchSpace, Situation
 from autopeft.specs.step_style import StepStyle
 
 __all__ = [
     "PLAN_SCHEMA_VERSION",
+    "QUALITY_TERMS",
     "SCHEMA_VERSION",
     "Attention",
     "Baseline",
@@ -68,6 +71,7 @@ __all__ = [
     "MemoryEstimate",
     "MethodSpace",
     "ModelSpec",
+    "Objective",
     "Optimizer",
     "OptionValue",
     "PhaseTime",
@@ -86,6 +90,7 @@ __all__ = [
     "ScoreRequest",
     "Scores",
     "SearchSpace",
+    "Situation",
     "SplitName",
     "StepStyle",
     "StoredFormat",

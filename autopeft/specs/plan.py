@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from autopeft.errors import InvalidInputError
 from autopeft.specs.candidate import Candidate
@@ -17,6 +17,10 @@ from autopeft.specs.model import ModelSpec
 PLAN_SCHEMA_VERSION = 2
 """Of plan.json. Version 1 had bare sentences for reasons, which say nothing of what they rest on."""
 
+Objective = Literal["quality", "balanced", "memory", "speed", "cost"]
+QUALITY_TERMS = ("method", "situation", "quantization", "rank", "targets")
+"""Terms of a score that predict task quality; the others are what it costs."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanInputs:
@@ -28,6 +32,13 @@ class PlanInputs:
         methods: methods asked for; empty means all.
         effective_batch_size: None means chosen from the data.
         columns: column mapping (role -> column); empty means found.
+        objective: what the order of the candidates weighs most.
+        max_seconds: upper limit on the time of one full training.
+        max_cost: upper limit on its price, in the currency of the prices.
+        price_per_hour: of the device; None means its profile's, where that has one.
+        price_per_kwh: of energy, on top of the hours; None means that they include it.
+        max_adapter_parameters: upper limit on the parameters that the finished adapter keeps.
+        serve: where the result is to be served, a name of ``profiles/serving``; None means anywhere.
     """
 
     model: str
@@ -38,6 +49,13 @@ class PlanInputs:
     effective_batch_size: int | None = None
     columns: dict[str, str] | None = None
     max_length: int | None = None
+    objective: Objective = "balanced"
+    max_seconds: float | None = None
+    max_cost: float | None = None
+    price_per_hour: float | None = None
+    price_per_kwh: float | None = None
+    max_adapter_parameters: int | None = None
+    serve: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +67,13 @@ class RankedCandidate:
         available_bytes: what ``required_bytes`` is compared with.
         predicted_seconds: one full training; None where the device's speed is unknown.
         steps: optimizer steps of one full training.
-        score: higher is better; comparable within one plan only.
+        score: higher is better; comparable within one plan only. The sum of ``score_terms``.
+        score_terms: points by what they are for: ``QUALITY_TERMS``, "time", "memory".
         reasons: one claim for each choice.
+        energy_kwh: at most, of one full training: the device's power limit times its time; None where one is unknown.
+        predicted_cost: of one full training, in the currency of the prices; None where no price is known.
+        on_front: whether no other candidate of the plan is at least as good in predicted quality, memory, time and
+            cost, and better in one.
     """
 
     candidate: Candidate
@@ -60,6 +83,15 @@ class RankedCandidate:
     steps: int
     score: float
     reasons: tuple[Claim, ...]
+    score_terms: dict[str, float] = field(default_factory=dict)
+    energy_kwh: float | None = None
+    predicted_cost: float | None = None
+    on_front: bool = False
+
+    @property
+    def quality_points(self) -> float:
+        """Predicted task quality against the best form of plain LoRA, in points: the quality terms of the score."""
+        return round(sum(self.score_terms.get(name, 0.0) for name in QUALITY_TERMS), 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +101,15 @@ class RejectedCandidate:
     Attributes:
         variant: what was tried of the method ("nf4", "all"), for people.
         reason: one sentence with numbers.
-        required_bytes: smallest estimate of the variant; None if it was not priced.
+        required_bytes: smallest estimate of the variant; None if it was not priced, or memory is not what it lacks.
+        predicted_seconds: one full training, if that exceeds a limit on time or cost; else None.
     """
 
     method: str
     variant: str
     reason: str
     required_bytes: int | None = None
+    predicted_seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,8 +149,9 @@ class Recommendation:
         """Returns plan.json: each candidate is one flat object, its settings beside its estimate and reasons."""
         plain = to_dict(self)
         plain["candidates"] = [entry.pop("candidate") | entry for entry in plain["candidates"]]
-        for entry in plain["candidates"]:
-            entry["effective_batch_size"] = entry["per_device_batch_size"] * entry["gradient_accumulation_steps"]
+        for entry, ranked in zip(plain["candidates"], self.candidates, strict=True):
+            entry["effective_batch_size"] = ranked.candidate.effective_batch_size
+            entry["quality_points"] = ranked.quality_points
         return {"schema_version": PLAN_SCHEMA_VERSION, **plain}
 
     @classmethod

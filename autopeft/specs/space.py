@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from autopeft.specs.candidate import OptionValue
+from autopeft.specs.candidate import OptionValue, Quantization
+from autopeft.specs.claim import Basis
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +30,31 @@ class Distribution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Situation:
+    """What a method is expected to gain or lose only where something holds.
+
+    All conditions that are given must hold; at least one is.
+
+    Attributes:
+        points: of task quality, on top of the method's own prior.
+        why: one sentence for people, without a full stop.
+        basis: how firm it is, as in a claim.
+        source: where the measurement can be read; None for a judgement.
+        quantization: the base is stored so.
+        rows_below: the data set has fewer rows.
+        adapter_limited: a limit on the adapter's parameters keeps plain LoRA below the rank that the data suggest.
+    """
+
+    points: float
+    why: str
+    basis: Basis
+    source: str | None = None
+    quantization: Quantization | None = None
+    rows_below: int | None = None
+    adapter_limited: bool | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MethodSpace:
     """The search space of one method: ``search_spaces/<method>.yaml``.
 
@@ -42,7 +68,10 @@ class MethodSpace:
         step_time_ratio: seconds of one step as a multiple of plain LoRA's at the same rank and targets.
         quality_prior_points: expected task quality against plain LoRA on the same base, in points, both tuned; 0 where
             nothing was measured fairly.
-        served_as_trained: whether every common server loads the saved adapter as it is, at the right scale.
+        situations: where the method is expected to gain or lose beyond that.
+        adapter_form: what is saved, by which the files of ``profiles/serving`` say how it is served: "lora" (plain),
+            "rank_scaled" (another scale than alpha / r), "magnitude", "singular_values", "quantized_base" (fits the
+            quantized base alone), "whole_model". "unknown" is served nowhere.
         searched_by_default: False for a method that is searched only when asked for (full fine-tuning).
         sources: where the figures come from.
     """
@@ -55,9 +84,15 @@ class MethodSpace:
     learning_rate_factor: float = 1.0
     step_time_ratio: float = 1.0
     quality_prior_points: float = 0.0
-    served_as_trained: bool = False
+    situations: tuple[Situation, ...] = ()
+    adapter_form: str = "unknown"
     searched_by_default: bool = True
     sources: tuple[str, ...] = ()
+
+    @property
+    def served_as_trained(self) -> bool:
+        """Whether every common server loads the saved adapter as it is, at the right scale: plain LoRA alone."""
+        return self.adapter_form == "lora"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,133 @@
+"""Whether, and how, a server can load what a candidate would train."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from autopeft.errors import UnknownNameError
+from autopeft.resources import read_record, yaml_files
+from autopeft.specs import Candidate, Claim, MethodSpace
+
+Verdict = Literal["as_trained", "converted", "same_base", "refused"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormRule:
+    """What a server makes of one form of adapter.
+
+    Attributes:
+        verdict: loads it "as_trained", after an exact conversion ("converted"), on the very base that it was trained
+            on ("same_base"), or not at all ("refused").
+        how: one clause; may name {rank}, {root} (of the rank) and {alpha} (folded).
+    """
+
+    verdict: Verdict
+    how: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankRule:
+    """The ranks that a server makes room for: its option, the values that it takes, the value without it."""
+
+    option: str
+    allowed: list[int]
+    default: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """The content of a file of ``profiles/serving``.
+
+    Attributes:
+        forms: form of an adapter -> what becomes of it.
+        ranks: None where any rank is taken.
+        holds_nf4: whether it can load the base in bitsandbytes' nf4.
+    """
+
+    name: str
+    title: str
+    forms: dict[str, FormRule]
+    holds_nf4: bool
+    source: str
+    checked: datetime.date
+    ranks: RankRule | None = None
+
+
+@functools.cache
+def servers() -> dict[str, Server]:
+    """Returns every server by its name, in alphabetical order."""
+    return {name: read_record(path, Server) for name, path in yaml_files("profiles/serving").items()}
+
+
+def server_named(name: str) -> Server:
+    """Returns a server by name.
+
+    Raises:
+        UnknownNameError: listing the known ones.
+    """
+    try:
+        return servers()[name]
+    except KeyError:
+        raise UnknownNameError("server (--serve)", name, servers()) from None
+
+
+def serving_problem(server: Server, candidate: Candidate, space: MethodSpace) -> str | None:
+    """Returns why a server cannot load what a candidate would train, in one clause; None if it can."""
+    rule = server.forms.get(space.adapter_form)
+    if rule is None:
+        return (
+            f"nothing is known of how {server.title} serves {candidate.method} (adapter form {space.adapter_form!r}; "
+            f"known forms: {', '.join(sorted(server.forms))})"
+        )
+    if rule.verdict == "refused":
+        return _text(rule, candidate)
+    if server.ranks is not None and _served_rank(candidate) > max(server.ranks.allowed):
+        return (
+            f"rank {_served_rank(candidate)} is above {max(server.ranks.allowed)}, the highest that {server.title} "
+            f"takes ({server.ranks.option})"
+        )
+    return None
+
+
+def serving_claims(server: Server, candidate: Candidate, space: MethodSpace) -> tuple[Claim, ...]:
+    """Returns what has to be done so that a server serves what a candidate trains; empty if nothing has."""
+    rule = server.forms[space.adapter_form]
+    texts = [_text(rule, candidate), _rank_text(server, candidate), _base_text(server, candidate, space)]
+    return tuple(
+        Claim(about="serve", text=text, basis="computed", source=f"profiles/serving/{server.name}.yaml")
+        for text in texts
+        if text
+    )
+
+
+def _served_rank(candidate: Candidate) -> int:
+    """Returns the rank that a server sees: AdaLoRA's layers may keep as much as they start with."""
+    return int(candidate.options.get("init_r", candidate.r or 0))
+
+
+def _text(rule: FormRule, candidate: Candidate) -> str:
+    rank, alpha = _served_rank(candidate), candidate.lora_alpha or 0.0
+    root = math.sqrt(rank)
+    return rule.how.format(rank=rank, root=root, alpha=alpha * root)
+
+
+def _rank_text(server: Server, candidate: Candidate) -> str:
+    rank = _served_rank(candidate)
+    if server.ranks is None or not candidate.target_modules or rank <= server.ranks.default:
+        return ""
+    room = min(allowed for allowed in server.ranks.allowed if allowed >= rank)
+    return f"{server.title} makes room for rank {server.ranks.default}: start it with {server.ranks.option} {room}"
+
+
+def _base_text(server: Server, candidate: Candidate, space: MethodSpace) -> str:
+    """An adapter that was trained on a quantized base has adapted to that base's errors too."""
+    if candidate.quantization == "none" or space.adapter_form == "quantized_base":
+        return ""
+    where = "load the same nf4 base, or" if server.holds_nf4 and candidate.quantization == "nf4" else ""
+    return f"trained on a {candidate.quantization} base: {where} score it on the base that will be served".replace(
+        "  ", " "
+    )
