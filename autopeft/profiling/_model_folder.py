@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from autopeft.errors import ModelError
 from autopeft.profiling._gguf_config import gguf_config, gguf_parameter_count
 from autopeft.profiling._gguf_header import read_gguf
-from autopeft.profiling._safetensors_header import Tensor, Weights, dominant_dtype, read_weights
+from autopeft.profiling._json_file import read_json
+from autopeft.profiling._safetensors_header import INDEX_FILE, Tensor, Weights, dominant_dtype, read_weights
 from autopeft.profiling._spec import Origin, build_spec
 from autopeft.specs import ModelSpec
 
@@ -34,44 +34,16 @@ def read_local(path: Path) -> ModelSpec:
     raise ModelError(_nothing_in(path, found))
 
 
-def folder_origin(folder: Path, weights: Weights) -> Origin:
-    """Returns what stands in a model folder beside its config.json."""
-    notes = []
-    if weights.missing:
-        notes.append(
-            f"{len(weights.missing)} weight files are missing ({weights.missing[0]}, ...): parameters are counted from "
-            "config.json"
-        )
+def folder_origin(folder: Path) -> Origin:
+    """Returns what stands in a model folder beside its config.json and its weights."""
     return Origin(
         where=str(folder / "config.json"),
         format="folder",
         path=str(folder.resolve()),
-        revision=_folder_revision(folder, weights),
-        tensors=() if weights.missing else weights.tensors,
         has_chat_template=_has_chat_template(folder),
         has_tokenizer_file=(folder / "tokenizer.json").is_file(),
         license=_license(folder),
-        notes=tuple(notes),
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Returns a JSON file that must hold an object.
-
-    Raises:
-        ModelError: naming the file and the line.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ModelError(f"{path}, line {error.lineno} is not valid JSON: {error.msg}") from error
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{path} is not UTF-8 text: {error.reason}") from error
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} must hold a JSON object, not {type(content).__name__}")
-    return content
 
 
 def _read_file(path: Path) -> ModelSpec:
@@ -82,7 +54,19 @@ def _read_file(path: Path) -> ModelSpec:
 
 def _read_folder(folder: Path) -> ModelSpec:
     config = read_json(folder / "config.json")
-    return build_spec(config, folder.resolve().name, folder_origin(folder, read_weights(folder)))
+    weights = read_weights(folder)
+    if weights.missing and weights.tensors:
+        raise ModelError(
+            f"{folder} lacks {len(weights.missing)} of the files that its {INDEX_FILE} names "
+            f"({weights.missing[0]}, ...); download them again, or leave out all weights and profile config.json alone"
+        )
+    origin = replace(
+        folder_origin(folder),
+        revision=_folder_revision(folder, weights),
+        tensors=weights.tensors,
+        index=weights.index,
+    )
+    return build_spec(config, folder.resolve().name, origin)
 
 
 def _read_gguf(path: Path) -> ModelSpec:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from autopeft.profiling._architectures import shape_of, text_config
-from autopeft.profiling._safetensors_header import Tensor, dominant_dtype
+from autopeft.profiling._safetensors_header import Index, Tensor, dominant_dtype
 from autopeft.profiling._shapes import Shape
 from autopeft.profiling._stored_format import format_note, stored_format
-from autopeft.specs import ModelSpec
+from autopeft.specs import CountSource, ModelSpec
 
 _DTYPES = {
     "F32": "float32",
@@ -22,6 +22,7 @@ _DTYPES = {
     "F8_E5M2": "float8_e5m2",
 }
 _FLOATS = frozenset(_DTYPES)
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _BUFFER = re.compile(r"(\.attn\.(masked_)?bias|position_ids|rotary_emb\.inv_freq)$")
 """Tensors that old checkpoints hold and transformers computes: GPT-2's masks, BERT's position numbers."""
 
@@ -33,6 +34,7 @@ class Origin:
     Attributes:
         where: origin of the configuration, for errors.
         tensors: from the headers of its weights; empty without weights.
+        index: of weights in several files whose headers were not read; None otherwise.
         parameter_count: stated by a GGUF header or a profile; None to count ``tensors``, or else the configuration.
         parameter_count_source: who states it.
         stored_dtype: None to take that of the tensors, or else the configuration's.
@@ -43,6 +45,7 @@ class Origin:
     path: str | None = None
     revision: str | None = None
     tensors: tuple[Tensor, ...] = ()
+    index: Index | None = None
     parameter_count: int | None = None
     parameter_count_source: Literal["header", "profile"] = "profile"
     stored_dtype: str | None = None
@@ -62,7 +65,11 @@ def build_spec(config: Mapping[str, Any], model_id: str, origin: Origin) -> Mode
     shape = shape_of(inner, origin.where)
     stored = stored_format(config, origin.where)
     quantization = None if stored is None else stored.name
-    count, source, count_notes = _parameter_count(shape, origin, _obstacle(quantization, is_part=bool(notes)))
+    obstacle = _obstacle(quantization, is_part=bool(notes))
+    if origin.index is not None and not origin.tensors and obstacle is None:
+        count, source, count_notes = _indexed_count(shape, origin.index, _stored_dtype(config, origin))
+    else:
+        count, source, count_notes = _parameter_count(shape, origin, obstacle)
     return ModelSpec(
         id=model_id,
         format=origin.format,
@@ -108,9 +115,23 @@ def _is_parameter(tensor: Tensor, shape: Shape) -> bool:
     return tensor.dtype in _FLOATS and root in shape.weight_roots and not is_tied_head and not _BUFFER.search(name)
 
 
-def _parameter_count(
-    shape: Shape, origin: Origin, obstacle: str | None
-) -> tuple[int, Literal["header", "config", "profile"], tuple[str, ...]]:
+def _indexed_count(shape: Shape, index: Index, dtype: str | None) -> tuple[int, CountSource, tuple[str, ...]]:
+    """Returns the count that the configuration implies, and whether the index of the weights confirms it.
+
+    A file may hold a tied head a second time.
+    """
+    count, width = shape.parameter_count, _BYTES.get(dtype or "")
+    possible = {count, count + (shape.vocab_size * shape.hidden_size if shape.tie_word_embeddings else 0)}
+    if index.total_parameters in possible or (width and index.total_bytes in {width * each for each in possible}):
+        return count, "index", ()
+    total = index.total_parameters or (width and index.total_bytes and index.total_bytes // width)
+    if not total:
+        return count, "config", ()
+    note = f"the index of the weights speaks of {total:,} parameters where the configuration implies {count:,}"
+    return count, "config", (note,)
+
+
+def _parameter_count(shape: Shape, origin: Origin, obstacle: str | None) -> tuple[int, CountSource, tuple[str, ...]]:
     """Returns the count, its source and notes; an ``obstacle`` in the weights leaves the closed form."""
     if obstacle is not None:
         return shape.parameter_count, "config", (f"parameters are counted from config.json, because {obstacle}",)

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _PROFILES = "profiles/models"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./+-]+)?")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ def load_model(text: str) -> ModelSpec:
 
     Args:
         text: a folder with config.json, a ``.gguf`` file, a folder with exactly one, a name of :func:`model_names`,
-            or ``organization/name`` on the hub.
+            or ``organization/name`` on the hub, at its newest commit or ``organization/name@revision``.
 
     Raises:
         ModelError: one sentence: what is missing, broken or not supported, and what is understood.
@@ -122,7 +122,11 @@ def _from_profile(name: str) -> ModelSpec:
 
 
 def _looks_like_path(text: str) -> bool:
-    return text.startswith(("/", "./", "../", "~")) or text.endswith((".gguf", "/")) or text.count("/") > 1
+    return (
+        text.startswith(("/", "./", "../", "~"))
+        or text.endswith((".gguf", "/"))
+        or text.partition("@")[0].count("/") > 1
+    )
 
 
 def _unknown(text: str) -> str:

@@ -17,7 +17,7 @@ from autopeft.specs.epoch import BatchSampler, EpochPeaks
 from autopeft.specs.estimate import MemoryEstimate, TimeEstimate
 from autopeft.specs.explanation import Combination, Explanation, Lever, QualityRisk
 from autopeft.specs.hardware import Device, DeviceKind, HardwareProfile, PriceClass
-from autopeft.specs.model import LinearLayer, ModelSpec, StoredFormat
+from autopeft.specs.model import CountSource, LinearLayer, ModelSpec, StoredFormat
 from autopeft.specs.plan import (
     PLAN_SCHEMA_VERSION,
     QUALITY_TERMS,
@@ -55,6 +55,7 @@ __all__ = [
     "Claim",
     "Combination",
     "Comparison",
+    "CountSource",
     "DatasetProfile",
     "Device",
     "DeviceKind",

@@ -7,6 +7,10 @@ from typing import Any, Literal
 
 from autopeft.specs.candidate import Quantization
 
+CountSource = Literal["header", "index", "config", "profile"]
+"""How a parameter count was found: in the weights' headers, in config.json with the index of the weights agreeing, in
+config.json alone, or stated by a profile."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearLayer:
@@ -100,7 +104,7 @@ class ModelSpec:
     model_type: str
     kind: Literal["causal_lm", "encoder"]
     parameter_count: int
-    parameter_count_source: Literal["header", "config", "profile"]
+    parameter_count_source: CountSource
     layers: int
     hidden_size: int
     intermediate_size: int

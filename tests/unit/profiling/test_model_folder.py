@@ -55,7 +55,7 @@ def test_weights_are_counted_without_buffers_and_without_the_tied_head(tmp_path:
     assert spec.notes == ()
 
 
-def test_shards_are_counted_together_and_a_missing_one_leaves_the_configuration(tmp_path: Path) -> None:
+def test_shards_are_counted_together_and_a_missing_one_is_an_error(tmp_path: Path) -> None:
     folder_with(tmp_path, GPT2)
     weights = list(gpt2_weights().items())
     files = {
@@ -69,10 +69,29 @@ def test_shards_are_counted_together_and_a_missing_one_leaves_the_configuration(
     whole = load_model(str(tmp_path))
     assert (whole.parameter_count, whole.parameter_count_source) == (28544, "header")
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
-    partial = load_model(str(tmp_path))
-    assert (partial.parameter_count, partial.parameter_count_source) == (28544, "config")
-    assert "1 weight files are missing (model-00002-of-00002.safetensors" in partial.notes[0]
-    assert partial.revision != whole.revision
+    with pytest.raises(ModelError, match=r"lacks 1 of the files .*\(model-00002-of-00002.safetensors, ...\); download"):
+        load_model(str(tmp_path))
+
+
+def test_of_weights_that_are_not_there_the_index_confirms_the_count(tmp_path: Path) -> None:
+    index = {"weight_map": {"wte.weight": "model-00001-of-00002.safetensors"}}
+    file = folder_with(tmp_path, GPT2) / "model.safetensors.index.json"
+    # float32, once with the tied head in the file and once without; "total_parameters" is what transformers 5 writes.
+    for metadata in ({"total_size": 4 * 28544}, {"total_size": 4 * (28544 + 80 * 32)}, {"total_parameters": 28544}):
+        file.write_text(json.dumps(index | {"metadata": metadata}), encoding="utf-8")
+        spec = load_model(str(tmp_path))
+        assert (spec.parameter_count, spec.parameter_count_source, spec.notes) == (28544, "index", ())
+    file.write_text(json.dumps(index | {"metadata": {"total_size": 4 * 99}}), encoding="utf-8")
+    spec = load_model(str(tmp_path))
+    assert (spec.parameter_count, spec.parameter_count_source) == (28544, "config")
+    assert spec.notes == ("the index of the weights speaks of 99 parameters where the configuration implies 28,544",)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": {"a": 3}}', '{"weight_map": {}}', "{"])
+def test_a_broken_index_is_named(tmp_path: Path, content: str) -> None:
+    (folder_with(tmp_path, GPT2) / "model.safetensors.index.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ModelError, match=r"model.safetensors.index.json"):
+        load_model(str(tmp_path))
 
 
 def test_a_count_that_differs_from_the_configuration_is_noted(tmp_path: Path) -> None:
