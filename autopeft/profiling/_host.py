@@ -10,8 +10,16 @@ from pathlib import Path
 
 import psutil
 
+from autopeft.specs import HostProfile
+from autopeft.units import format_gib
+
 # "bf16" is how arm64 Linux spells it; the other two are x86's. A processor without any of them converts in software.
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+_INSTRUCTION_SETS = (
+    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_int8", "amx_bf16"),
+    *("asimd", "sve", "bf16", "i8mm"),
+)
+"""As Linux spells what matters for matrix products, x86's first, then arm64's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,20 +27,27 @@ class HostFacts:
     """What this process may use of the host.
 
     Attributes:
-        processor: model name; the architecture ("aarch64") where the system tells no name.
+        profile: as a hardware profile holds it.
         total_memory_bytes: physical memory or the container's limit, whichever is less.
-        free_memory_bytes: what could be allocated now.
-        cores: by affinity and container quota, at least 1.
         has_bfloat16: whether the instruction set computes in bfloat16; None where the system does not tell.
-        idle_accelerators: accelerators that seem present but that no probe reads, one sentence each.
     """
 
-    processor: str
+    profile: HostProfile
     total_memory_bytes: int
-    free_memory_bytes: int
-    cores: int
     has_bfloat16: bool | None
-    idle_accelerators: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What limits this process, one sentence each."""
+        found = []
+        if self.profile.memory_limit_bytes is not None:
+            limit, whole = format_gib(self.profile.memory_limit_bytes), format_gib(self.profile.physical_memory_bytes)
+            found.append(f"a container or job limit leaves {limit} of the host's {whole} of memory")
+        if self.profile.is_wsl:
+            found.append(
+                "this is WSL: Windows and its programs hold device memory too, and the driver names none of them"
+            )
+        return tuple(found)
 
 
 def probe_host(root: Path = Path("/")) -> HostFacts:
@@ -42,15 +57,38 @@ def probe_host(root: Path = Path("/")) -> HostFacts:
         root: folder under which ``proc``, ``sys`` and ``dev`` are looked up.
     """
     cpuinfo = _read_text(root / "proc/cpuinfo")
+    flags = (_field(cpuinfo, "flags") or _field(cpuinfo, "Features")).split()
+    physical = int(psutil.virtual_memory().total)
     total, free = _usable_memory(root)
+    cores = _usable_cores(root)
     return HostFacts(
-        processor=_field(cpuinfo, "model name") or platform.processor() or platform.machine() or "unknown processor",
         total_memory_bytes=total,
-        free_memory_bytes=free,
-        cores=_usable_cores(root),
-        has_bfloat16=_has_bfloat16(cpuinfo),
-        idle_accelerators=_idle_accelerators(root),
+        has_bfloat16=bool(_BFLOAT16_FLAGS & set(flags)) if flags else None,
+        profile=HostProfile(
+            processor=_field(cpuinfo, "model name")
+            or platform.processor()
+            or platform.machine()
+            or "unknown processor",
+            physical_memory_bytes=physical,
+            memory_limit_bytes=total if total < physical else None,
+            free_memory_bytes=free,
+            physical_cores=_physical_cores(root, cores),
+            logical_cores=cores,
+            instruction_sets=tuple(name for name in _INSTRUCTION_SETS if name in flags),
+            is_wsl="microsoft" in _read_text(root / "proc/sys/kernel/osrelease").lower(),
+        ),
     )
+
+
+def _physical_cores(root: Path, usable: int) -> int | None:
+    """Returns how many cores the usable logical ones stand for: siblings of one core count once."""
+    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
+    if affinity is None:
+        found = psutil.cpu_count(logical=False)
+        return None if found is None else min(found, usable)
+    topology = root / "sys/devices/system/cpu"
+    siblings = {_read_text(topology / f"cpu{cpu}/topology/thread_siblings_list").strip() for cpu in affinity(0)}
+    return None if "" in siblings else min(len(siblings), usable)
 
 
 def _usable_memory(root: Path) -> tuple[int, int]:
@@ -115,20 +153,6 @@ def _with_parents(mount: Path, path: str) -> Iterator[Path]:
     """
     folder = mount / path.lstrip("/")
     yield from (part for part in (folder, *folder.parents) if part.is_relative_to(mount) and part.is_dir())
-
-
-def _has_bfloat16(cpuinfo: str) -> bool | None:
-    flags = _field(cpuinfo, "flags") or _field(cpuinfo, "Features")
-    return bool(_BFLOAT16_FLAGS & set(flags.split())) if flags else None
-
-
-def _idle_accelerators(root: Path) -> tuple[str, ...]:
-    found = []
-    if platform.system() == "Darwin" and platform.machine() == "arm64":
-        found.append("the Apple GPU (MPS) is not probed yet; the plan is for the processor")
-    if (root / "dev/kfd").exists():
-        found.append("an AMD GPU seems present (/dev/kfd), but ROCm is not probed yet; the plan is for the processor")
-    return tuple(found)
 
 
 def _field(cpuinfo: str, name: str) -> str:

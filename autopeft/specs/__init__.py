@@ -16,7 +16,17 @@ from autopeft.specs.data import DatasetProfile, Finding, TruncationPoint
 from autopeft.specs.epoch import BatchSampler, EpochPeaks
 from autopeft.specs.estimate import MemoryEstimate, TimeEstimate
 from autopeft.specs.explanation import Combination, Explanation, Lever, QualityRisk
-from autopeft.specs.hardware import Device, DeviceKind, HardwareProfile, PriceClass
+from autopeft.specs.hardware import (
+    UNVERIFIED_KINDS,
+    Device,
+    DeviceKind,
+    DeviceProcess,
+    HardwareProfile,
+    HostProfile,
+    Link,
+    LinkKind,
+    PriceClass,
+)
 from autopeft.specs.model import CountSource, LinearLayer, ModelSpec, StoredFormat
 from autopeft.specs.plan import (
     PLAN_SCHEMA_VERSION,
@@ -44,6 +54,7 @@ from autopeft.specs.space import Distribution, MethodSpace, SearchSpace, Situati
 from autopeft.specs.step_style import StepStyle
 
 __all__ = [
+    "UNVERIFIED_KINDS",
     "PLAN_SCHEMA_VERSION",
     "QUALITY_TERMS",
     "SCHEMA_VERSION",
@@ -59,16 +70,20 @@ __all__ = [
     "DatasetProfile",
     "Device",
     "DeviceKind",
+    "DeviceProcess",
     "Distribution",
     "Dtype",
     "EpochPeaks",
     "Explanation",
     "Finding",
     "HardwareProfile",
+    "HostProfile",
     "Job",
     "JobFacts",
     "Lever",
     "LinearLayer",
+    "Link",
+    "LinkKind",
     "MemoryEstimate",
     "MethodSpace",
     "ModelSpec",

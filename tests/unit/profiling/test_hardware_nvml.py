@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 import autopeft.errors
 from autopeft.errors import HardwareError
-from autopeft.profiling._nvml import visible_indices
-from autopeft.specs import HardwareProfile, from_json
+from autopeft.profiling._visible import visible_indices
+from autopeft.specs import DeviceProcess, HardwareProfile, from_json
 from autopeft.units import GIB, MIB
 
 SOURCE_ROOT = Path(autopeft.errors.__file__).parents[1]
@@ -147,9 +147,86 @@ def test_a_variant_that_the_catalogue_lacks_takes_no_speeds_from_it(run_probe: P
     assert any("another variant" in note and "47.99 GiB here and 23.99 GiB" in note for note in profile.notes)
 
 
-def test_a_gpu_split_into_mig_instances_is_refused_and_an_undivided_one_is_not(run_probe: Prober) -> None:
-    assert "MIG" in error_of(run_probe("mig"))
-    assert profile_of(run_probe("a100")).device.total_memory_bytes == 40960 * MIB
+def test_a_single_gpu_tells_its_driver_its_limits_its_link_and_who_else_is_on_it(run_probe: Prober) -> None:
+    profile = profile_of(run_probe("rtx4090"))
+    device = profile.device
+    assert (profile.driver_version, profile.cuda_version) == ("580.65.06", "13.0")
+    assert (profile.interconnect, profile.interconnect_bytes_per_second) == (None, None)
+    assert device.processes == (DeviceProcess(pid=1001, name="Xorg", memory_bytes=400 * MIB),)
+    assert device.used_memory_bytes == 2 * GIB
+    # GeForce cards have no ECC; 450 W is the card's own limit, so nothing slows it down.
+    assert (device.has_ecc, device.power_limit_watts, device.power_watts, device.clock_limit_mhz) == (
+        None,
+        450,
+        450,
+        None,
+    )
+    # 16 lanes of PCIe 4.0, 1.969 GB/s each and direction.
+    assert device.host_link is not None
+    assert (device.host_link.kind, device.host_link.generation, device.host_link.count) == ("pcie", "4.0", 16)
+    assert device.host_link.bytes_per_second == pytest.approx(31.5e9, rel=0.01)
+
+
+def test_eight_gpus_joined_by_nvlink_tell_its_bandwidth(run_probe: Prober) -> None:
+    profile = profile_of(run_probe("h100x8"))
+    assert (profile.device_count, profile.device.name) == (8, "NVIDIA H100 80GB HBM3")
+    assert len({device.uuid for device in profile.devices}) == 8
+    # 18 links of 25 GB/s: 450 GB/s a direction, the 900 GB/s of the data sheet in both.
+    assert (profile.interconnect, profile.interconnect_bytes_per_second) == ("NVLink 4.0 x18", 450e9)
+    assert profile.device.has_ecc is True
+    assert not any("different GPUs" in note or "NVLink" in note for note in profile.notes)
+
+
+def test_different_gpus_without_nvlink_are_joined_by_the_narrowest_slot(run_probe: Prober) -> None:
+    profile = profile_of(run_probe("two"))
+    assert profile.interconnect == "PCIe 3.0 x8"
+
+
+def test_a_gpu_half_taken_by_others_has_the_other_half_and_says_who_they_are(run_probe: Prober) -> None:
+    profile = profile_of(run_probe("t4"))
+    device = profile.device
+    assert (device.total_memory_bytes, device.free_memory_bytes) == (15360 * MIB, 7680 * MIB)
+    # The second one's name is not told to this user.
+    named = [(process.pid, process.name, process.memory_bytes) for process in device.processes]
+    assert named == [(4242, "python", 7000 * MIB), (77, None, 300 * MIB)]
+    assert (device.power_limit_watts, device.clock_limit_mhz) == (60, 300)
+    assert any("limited to 60 of 70 W" in note for note in profile.notes)
+    assert any("limited to 300 of 1590 MHz" in note for note in profile.notes)
+
+
+def test_mig_instances_are_devices_of_their_own_with_their_share_of_the_speed(run_probe: Prober) -> None:
+    profile = profile_of(run_probe("mig"))
+    assert [device.name for device in profile.devices] == [
+        "NVIDIA A100-SXM4-40GB MIG 3g.20gb",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "NVIDIA A100-SXM4-40GB",
+    ]
+    large, small, whole = profile.devices
+    assert (large.partition_of, whole.partition_of) == ("NVIDIA A100-SXM4-40GB", None)
+    assert (large.total_memory_bytes, large.free_memory_bytes) == (20096 * MIB, 20059 * MIB)
+    assert small.peak_flops["bfloat16"] == pytest.approx(whole.peak_flops["bfloat16"] / 7)
+    assert (large.memory_bandwidth_bytes_per_second or 0) < 0.5 * (whole.memory_bandwidth_bytes_per_second or 0)
+    assert any("single MIG instance" in note for note in profile.notes)
+    # The undivided neighbour has most memory, so it is the one that a plan uses.
+    assert profile.device == whole
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [
+        ("MIG-11111111-aaaa", ["NVIDIA A100-SXM4-40GB MIG 1g.5gb"]),
+        ("0", ["NVIDIA A100-SXM4-40GB MIG 3g.20gb"]),
+        ("1,MIG-33333333-aaaa", ["NVIDIA A100-SXM4-40GB", "NVIDIA A100-SXM4-40GB MIG 3g.20gb"]),
+    ],
+)
+def test_mig_instances_are_chosen_by_their_uuid_and_a_split_gpu_stands_for_its_first(
+    run_probe: Prober, visible: str, names: list[str]
+) -> None:
+    assert [device.name for device in profile_of(run_probe("mig", CUDA_VISIBLE_DEVICES=visible)).devices] == names
+
+
+def test_a_gpu_in_mig_mode_without_an_instance_is_an_error_that_says_what_to_do(run_probe: Prober) -> None:
+    assert "has no instance" in error_of(run_probe("mig-empty"))
 
 
 def test_a_visible_device_that_does_not_exist_is_an_error(run_probe: Prober) -> None:
