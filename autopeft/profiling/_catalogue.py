@@ -191,7 +191,7 @@ def to_profile(record: DeviceRecord, origin: Literal["catalogue", "file"]) -> Ha
         name=record.name,
         origin=origin,
         devices=(to_device(record),),
-        source="; ".join(texts) or record.source.strip(),
+        source="\n".join(texts) or record.source.strip(),
         checked=oldest.isoformat() if oldest else None,
     )
 

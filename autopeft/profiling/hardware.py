@@ -122,8 +122,10 @@ def _cuda_device(found: CudaDevice, record: DeviceRecord | None) -> Device:
     """Returns a probed device; what the driver reports goes before what the catalogue says."""
     known = record or DeviceRecord(name=found.name, kind="cuda", memory=found.total_memory_bytes)
     device = to_device(dataclasses.replace(known, compute_capability=found.compute_capability))
+    if found.partition is not None:
+        device = _share_of(device, found.partition)
     return dataclasses.replace(
-        device if found.partition is None else _share_of(device, found.partition),
+        device,
         name=found.name,
         total_memory_bytes=found.total_memory_bytes,
         free_memory_bytes=found.free_memory_bytes,
@@ -182,7 +184,7 @@ def _cpu_profile(notes: tuple[str, ...], host: HostFacts) -> HardwareProfile:
     return HardwareProfile(
         name=device.name,
         origin="probed",
-        devices=(dataclasses.replace(device, unified_memory=True),),
+        devices=(device,),
         host_memory_bytes=host.total_memory_bytes,
         host_cores=host.profile.logical_cores,
         source="operating system",

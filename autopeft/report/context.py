@@ -9,9 +9,10 @@ from typing import Any
 from autopeft.methods import registry
 from autopeft.report.content import Cell, Section, Table, facts_table, text_rows
 from autopeft.report.formats import NOT_MEASURED, counted, format_share, format_size, joined
+from autopeft.report.hardware import hardware_facts
 from autopeft.report.record import RunRecord
-from autopeft.specs import Candidate, DatasetProfile, Finding, HardwareProfile, ModelSpec, RejectedCandidate
-from autopeft.units import format_count, format_gib
+from autopeft.specs import Candidate, DatasetProfile, Finding, ModelSpec, RejectedCandidate
+from autopeft.units import format_count
 
 _DEEPEST = 4
 
@@ -133,28 +134,6 @@ def _over_stored_weights(model: ModelSpec) -> list[tuple[str, str]]:
         name: method.stored_format_problem(replace(asked, method=name), model) for name, method in registry().items()
     }
     return [(f"{name} over it", problem or "yes") for name, problem in problems.items()]
-
-
-def hardware_facts(hardware: HardwareProfile) -> list[tuple[str, str]]:
-    """Returns a machine's devices as names and values."""
-    device = hardware.device
-    capability = device.compute_capability
-    bandwidth = device.memory_bandwidth_bytes_per_second
-    speeds = ", ".join(f"{dtype} {flops / 1e12:.3g} TFLOP/s" for dtype, flops in device.peak_flops.items())
-    kinds = {"bfloat16": device.supports_bfloat16, "float16": device.supports_float16, "int8": device.supports_int8}
-    kinds |= {"nf4": device.supports_nf4, "flash attention": device.supports_flash_attention}
-    host = hardware.host_memory_bytes
-    return [
-        ("hardware", f"{hardware.name} ({hardware.origin})"),
-        ("device", f"{hardware.device_count} x {device.name} ({device.kind})"),
-        ("device memory", f"{format_gib(device.free_memory_bytes)} free of {format_gib(device.total_memory_bytes)}"),
-        ("compute capability", ".".join(map(str, capability)) if capability else "not applicable"),
-        ("memory bandwidth", f"{bandwidth / 1e9:.4g} GB/s" if bandwidth else "not known"),
-        ("peak speed", speeds or "not known"),
-        ("supports", joined(name for name, supported in kinds.items() if supported)),
-        ("host memory", format_gib(host) if host is not None else "not known"),
-        ("host cores", str(hardware.host_cores) if hardware.host_cores is not None else "not known"),
-    ]
 
 
 def flat_facts(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:

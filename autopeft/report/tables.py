@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autopeft.methods import PeftMethod
-from autopeft.report.context import data_facts, hardware_facts, model_facts
+from autopeft.report.context import data_facts, model_facts
 from autopeft.report.formats import (
     batch_label,
     display_name,
@@ -24,6 +24,7 @@ from autopeft.report.formats import (
     joined,
     target_label,
 )
+from autopeft.report.hardware import DEVICE_COLUMNS, device_facts, device_row, hardware_facts, machine_facts
 from autopeft.report.memory_breakdown import epoch_peaks_table
 from autopeft.specs import (
     Claim,
@@ -74,10 +75,20 @@ def methods_table(methods: Iterable[PeftMethod], spaces: Mapping[str, MethodSpac
 
 
 def hardware_table(profile: HardwareProfile) -> RenderableType:
-    """Returns a machine's devices, and what a probe could not know."""
+    """Returns a machine's devices, the one that a plan uses in detail, and what a probe could not know."""
+    end = [*_noted(profile.notes), *_sources(profile)]
+    if profile.device_count == 1:
+        return Group(_facts(hardware_facts(profile)), *end)
+    devices = _table(*DEVICE_COLUMNS)
+    for place, device in enumerate(profile.devices):
+        devices.add_row(*map(_text, device_row(place, device)))
+    chosen: list[RenderableType] = [_bold("The device that a plan uses"), _facts(device_facts(profile.device))]
+    return Group(_facts(machine_facts(profile)), Text(), devices, Text(), *chosen, *end)
+
+
+def _sources(profile: HardwareProfile) -> list[RenderableType]:
     checked = f" (checked {profile.checked})" if profile.checked else ""
-    facts = [*hardware_facts(profile), ("source", f"{profile.source or 'not stated'}{checked}")]
-    return Group(_facts(facts), *_noted(profile.notes))
+    return [_bold(f"Sources{checked}"), _bullets(profile.source.splitlines() or ["not stated"])]
 
 
 def model_table(model: ModelSpec) -> RenderableType:

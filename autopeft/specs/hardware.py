@@ -97,7 +97,7 @@ class Device:
         max_clock_mhz: of the multiprocessors, when nothing limits them.
         clock_limit_mhz: the clock that applications were limited to; None without a limit.
         host_link: to the host.
-        unified_memory: whether the processor uses the same memory.
+        unified_memory: whether an accelerator has the memory of the processor (Apple's chips).
     """
 
     name: str
@@ -143,7 +143,7 @@ class HardwareProfile:
         host_memory_bytes: usable host memory; None for a catalogue device.
         host_cores: usable cores; None for a catalogue device.
         interconnect: between devices; None with one device or if unknown.
-        source: where the figures come from.
+        source: where the figures come from, one line each.
         checked: ISO date on which the source was read; None for a probe (a plan holds no clock time).
         notes: what the probe could not know, one sentence each.
         interconnect_bytes_per_second: one direction, between two devices; None if unknown.
@@ -183,6 +183,22 @@ class HardwareProfile:
         most = max(self.devices[place].free_memory_bytes for place in rivals)
         level = [place for place in rivals if self.devices[place].free_memory_bytes >= (1 - SAME_MEMORY) * most]
         return max(level, key=lambda place: (self.devices[place].best_flops, -place))
+
+    @property
+    def choice(self) -> str:
+        """Which device a plan uses and why, as a clause."""
+        chosen, others = self.device, [each for place, each in enumerate(self.devices) if place != self.device_index]
+        which = f"device {self.device_index}, {chosen.name}"
+        if not others:
+            return which
+        if all(_preference(each.kind) > _preference(chosen.kind) for each in others):
+            return f"{which}: the only one of kind {chosen.kind}"
+        rivals = [each for each in others if _preference(each.kind) == _preference(chosen.kind)]
+        if all(each.free_memory_bytes < (1 - SAME_MEMORY) * chosen.free_memory_bytes for each in rivals):
+            return f"{which}: it has the most free memory"
+        if all(each.best_flops < chosen.best_flops for each in rivals):
+            return f"{which}: no other has more free memory, and it is the fastest"
+        return f"{which}: no other has more free memory or is faster"
 
     @property
     def device_count(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -44,6 +45,7 @@ def run_probe(tmp_path_factory: pytest.TempPathFactory) -> Prober:
     source = Path(__file__).with_name("fake_nvml.c")
     subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "libnvidia-ml.so.1", source], check=True)
 
+    @functools.cache
     def run(machine: str, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CUDA_")}
         environment |= {"FAKE_NVML": machine, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(SOURCE_ROOT)}
@@ -204,6 +206,7 @@ def test_mig_instances_are_devices_of_their_own_with_their_share_of_the_speed(ru
     large, small, whole = profile.devices
     assert (large.partition_of, whole.partition_of) == ("NVIDIA A100-SXM4-40GB", None)
     assert (large.total_memory_bytes, large.free_memory_bytes) == (20096 * MIB, 20059 * MIB)
+    assert small.power_watts == pytest.approx((whole.power_watts or 0) / 7)
     assert small.peak_flops["bfloat16"] == pytest.approx(whole.peak_flops["bfloat16"] / 7)
     assert (large.memory_bandwidth_bytes_per_second or 0) < 0.5 * (whole.memory_bandwidth_bytes_per_second or 0)
     assert any("single MIG instance" in note for note in profile.notes)
