@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autopeft.api import calibrate, estimate, explain, run, suggest
+    from autopeft.api import calibrate, estimate, explain, explain_plan, run, suggest
     from autopeft.errors import AutoPeftError
     from autopeft.specs import Candidate, MemoryEstimate, Recommendation, Report, Verdict
 
@@ -26,6 +26,7 @@ __all__ = [
     "calibrate",
     "estimate",
     "explain",
+    "explain_plan",
     "run",
     "suggest",
 ]
@@ -36,6 +37,7 @@ _HOMES = {
     "run": "autopeft.api",
     "estimate": "autopeft.api",
     "explain": "autopeft.api",
+    "explain_plan": "autopeft.api",
     "AutoPeftError": "autopeft.errors",
 }
 

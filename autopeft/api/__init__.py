@@ -6,6 +6,7 @@ Nothing here prints; progress goes to the callbacks, logs to ``logging``.
 from autopeft.api._advice import describe_methods, suggest
 from autopeft.api._calibrate import CalibrationResult, calibrate
 from autopeft.api._estimate import estimate, explain
+from autopeft.api._explain_plan import explain_plan
 from autopeft.api._plans import read_plan, write_plan
 from autopeft.api._run import run
 
@@ -15,6 +16,7 @@ __all__ = [
     "describe_methods",
     "estimate",
     "explain",
+    "explain_plan",
     "read_plan",
     "run",
     "suggest",

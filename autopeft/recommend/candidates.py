@@ -11,12 +11,13 @@ from autopeft.memory.pricing import price_memory
 from autopeft.memory.storage import quantization_problem
 from autopeft.methods import get_method
 from autopeft.recommend import narrowing
-from autopeft.recommend.advice import advise
+from autopeft.recommend.advice import Advice, advise
 from autopeft.recommend.batch import leanest_batch, solve_batch
 from autopeft.recommend.drafting import Drafts, Values
 from autopeft.recommend.judging import Judge
 from autopeft.recommend.reasons import choice_reasons
 from autopeft.recommend.scoring import CostWeights
+from autopeft.recommend.shortening import advice_of, shortened
 from autopeft.recommend.spending import Prices, over_limit
 from autopeft.spaces import is_candidate_field
 from autopeft.specs import (
@@ -73,26 +74,40 @@ class CandidateFactory:
         hardware: HardwareProfile,
         inputs: PlanInputs,
         price: Pricer | None = None,
-        weights: CostWeights | None = None,
+        *,
+        advice: Advice | None = None,
     ) -> None:
         self.model = model
         self.data = data
         self.hardware = hardware
         self.inputs = inputs
-        self.advice = advise(model, data, inputs)
+        self.advice = advice or advise(model, data, inputs)
         self.drafts = Drafts(model, data, hardware.device, self.advice)
         self.pricer = price or price_memory
         budget = inputs.budget_memory_bytes
         free = hardware.device.free_memory_bytes
         self.available_bytes = free if budget is None else min(budget, free)
         self.prices = Prices.of(inputs, hardware)
-        self.judge = Judge(self.drafts, inputs, self.estimate, weights)
+        self.judge = Judge(self.drafts, inputs, self.estimate)
         self._variants: dict[tuple[str, Quantization], Variant] = {}
 
     @classmethod
     def from_plan(cls, plan: Recommendation) -> CandidateFactory:
         """Returns the factory that made a plan's candidates."""
-        return cls(plan.model, plan.data, plan.hardware, plan.inputs)
+        return cls(plan.model, plan.data, plan.hardware, plan.inputs, advice=advice_of(plan))
+
+    def with_rows_of(self, length: int) -> CandidateFactory:
+        """Returns a factory like this one, but for rows truncated to ``length``."""
+        return self._like(shortened(self.advice, self.data, length), self.judge.weights)
+
+    def weighed_by(self, weights: CostWeights) -> CandidateFactory:
+        """Returns a factory like this one that weighs quality against other costs."""
+        return self._like(self.advice, weights)
+
+    def _like(self, advice: Advice, weights: CostWeights) -> CandidateFactory:
+        other = type(self)(self.model, self.data, self.hardware, self.inputs, self.pricer, advice=advice)
+        other.judge = Judge(other.drafts, self.inputs, other.estimate, weights)
+        return other
 
     def candidate(self, method: str, values: Values) -> Candidate:
         """Returns the complete candidate of some knob values.

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from autopeft.memory.timing import estimate_time
 from autopeft.methods import get_method
-from autopeft.recommend.advice import BITS_PER_PARAMETER, BITS_PER_TOKEN
+from autopeft.recommend.advice import BITS_PER_PARAMETER, BITS_PER_TOKEN, advise
 from autopeft.recommend.drafting import Drafts
 from autopeft.recommend.objectives import WEIGHTS
 from autopeft.recommend.scoring import CostWeights, ScoreParts, halvings, score_terms
@@ -62,6 +62,7 @@ class Judge:
             quantization=candidate.quantization,
             halved_ranks=self._halvings(candidate),
             narrow_targets=self._is_narrow(candidate),
+            halved_lengths=self._halved_lengths(),
             relative_time=1.0,
             memory_share=0.0,
         )
@@ -122,6 +123,12 @@ class Judge:
         trained = get_method(candidate.method).trainable_parameters(candidate, self._drafts.model)
         lacking = max(0.0, math.log2(wanted / trained)) if wanted > 0 else 0.0
         return max(halvings(candidate, rank[0] if rank else None), lacking)
+
+    def _halved_lengths(self) -> float:
+        """Returns how often the rows are cut to half of what data and user ask for; 0 where they are not shortened."""
+        drafts = self._drafts
+        wanted = advise(drafts.model, drafts.data, self._inputs).sequence_length
+        return math.log2(wanted / drafts.advice.sequence_length)
 
     def _is_narrow(self, candidate: Candidate) -> bool:
         return bool(candidate.target_modules) and candidate.target_modules != self._drafts.targets("all-linear")

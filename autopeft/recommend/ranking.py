@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from autopeft.errors import NothingFitsError
 from autopeft.methods import get_method, method_names
@@ -12,6 +12,7 @@ from autopeft.recommend.objectives import explores_leaner
 from autopeft.recommend.pareto import mark_front
 from autopeft.recommend.scoring import HALVED_RANK_POINTS
 from autopeft.recommend.shortage import shortage_text
+from autopeft.recommend.shortening import shorter_lengths
 from autopeft.recommend.spending import spending_notes
 from autopeft.specs import (
     Baseline,
@@ -70,29 +71,58 @@ def ranked_plan(factory: CandidateFactory, seed: int) -> Recommendation:
         UnknownNameError: for an unknown method.
         NothingFitsError: with the smallest estimate, what it lacks and what would help.
     """
-    inputs = factory.inputs
-    names = inputs.methods or method_names()
-    ranked: list[RankedCandidate] = []
-    rejected: list[RejectedCandidate] = []
-    for name in dict.fromkeys(names):
-        get_method(name)
-        for quantization in factory.drafts.quantizations(name):
-            answer = best_of_variant(factory, name, quantization)
-            (ranked if isinstance(answer, RankedCandidate) else rejected).append(answer)  # type: ignore[arg-type]
+    fitting, ranked, rejected = _first_that_fits(factory)
     if not ranked:
-        raise NothingFitsError(shortage_text(factory, rejected))
-    rejected += _not_asked_for(inputs.methods)
-    recipe = factory.price(plain_lora(factory))
+        raise NothingFitsError(shortage_text(fitting, rejected))
+    rejected += _not_asked_for(factory.inputs.methods)
+    recipe = fitting.price(plain_lora(fitting))
     return Recommendation(
         seed=seed,
-        inputs=inputs,
+        inputs=factory.inputs,
         hardware=factory.hardware,
         model=factory.model,
         data=factory.data,
         candidates=mark_front(sorted(ranked, key=order)),
         rejected=tuple(sorted(rejected, key=lambda entry: (entry.method, entry.variant))),
         baselines=_baselines(recipe),
-        notes=_notes(factory, recipe),
+        notes=_notes(fitting, recipe),
+        shortened_length=None if fitting is factory else fitting.advice.max_length,
+    )
+
+
+Judged = tuple[CandidateFactory, list[RankedCandidate], list[RejectedCandidate]]
+
+
+def _first_that_fits(factory: CandidateFactory) -> Judged:
+    """Returns the candidates at the advised length or, where nothing fits, at the longest shorter one that fits.
+
+    A length that was asked for is kept, and a limit on time or cost is not met by training on less text.
+    """
+    judged = _judged(factory)
+    if judged[1] or factory.inputs.max_length is not None or not _lacks_memory(judged[2]):
+        return judged
+    for length in shorter_lengths(factory.data, factory.advice):
+        judged = _judged(factory.with_rows_of(length))
+        if judged[1]:
+            break
+    return judged
+
+
+def _judged(factory: CandidateFactory) -> Judged:
+    """Returns the best candidate of every method and storage of the base, and what was rejected."""
+    ranked: list[RankedCandidate] = []
+    rejected: list[RejectedCandidate] = []
+    for name in dict.fromkeys(factory.inputs.methods or method_names()):
+        get_method(name)
+        for quantization in factory.drafts.quantizations(name):
+            answer = best_of_variant(factory, name, quantization)
+            (ranked if isinstance(answer, RankedCandidate) else rejected).append(answer)  # type: ignore[arg-type]
+    return factory, ranked, rejected
+
+
+def _lacks_memory(rejected: Sequence[RejectedCandidate]) -> bool:
+    return any(entry.required_bytes is not None for entry in rejected) and not any(
+        entry.predicted_seconds is not None for entry in rejected
     )
 
 

@@ -19,6 +19,10 @@ ATTENTION_ONLY_POINTS = 1.0
 """Adapters on attention alone stay behind those on the MLP at equal parameters ("LoRA Without Regret"; Hugging Face's
 PEFT comparison: rank 10 on the MLP 49.4 %, rank 32 on q and v 47.8 %)."""
 
+HALVED_LENGTH_POINTS = 2.0
+"""Rows are cut where nothing fits otherwise. What is cut is not learnt: a judgement, more than the lowest rank on
+attention alone costs, so that shorter rows are the last resort."""
+
 POINTS_PER_DOUBLED_TIME = 1.0
 """Tuned methods differ by about one point (arXiv 2602.04998, 2601.22708): a method that takes twice the time must be
 better by that much."""
@@ -36,6 +40,7 @@ class ScoreParts:
         situation_points: what its search space adds where something holds here.
         halved_ranks: how often the rank was halved below the advised one, or the capacity below what the data carry.
         narrow_targets: whether fewer layers are adapted than advised.
+        halved_lengths: how often the rows are cut to half of the advised length.
         relative_time: of one step, as a multiple of plain LoRA's with the whole batch in one forward.
         memory_share: required bytes of the smallest form (batch 1, checkpointing) as a share of the available ones.
         relative_memory: required bytes as a multiple of the base's weights in 16 bits.
@@ -48,6 +53,7 @@ class ScoreParts:
     relative_time: float
     memory_share: float
     situation_points: float = 0.0
+    halved_lengths: float = 0.0
     relative_memory: float = 1.0
 
 
@@ -69,7 +75,7 @@ class CostWeights:
 def score_terms(parts: ScoreParts, weights: CostWeights) -> dict[str, float]:
     """Returns the points of a candidate by what they are for; their sum is its score.
 
-    method + situation + quantization - 0.35 * halvings - 1.0 * narrow
+    method + situation + quantization - 0.35 * halvings - 1.0 * narrow - 2.0 * halved lengths
         - doubled_time * log2(relative time) - memory_share * share - doubled_memory * log2(relative memory)
 
     Of one form every term can only grow with the memory that is available. A judgement, not a fit: no term is known to
@@ -82,6 +88,7 @@ def score_terms(parts: ScoreParts, weights: CostWeights) -> dict[str, float]:
         "quantization": QUANTIZATION_POINTS[parts.quantization],
         "rank": 0.0 - HALVED_RANK_POINTS * parts.halved_ranks,
         "targets": 0.0 - ATTENTION_ONLY_POINTS * parts.narrow_targets,
+        "length": 0.0 - HALVED_LENGTH_POINTS * parts.halved_lengths,
         "time": 0.0 - weights.doubled_time * math.log2(parts.relative_time),
         "memory": 0.0 - memory,
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from autopeft.memory.storage import quantization_problem
 from autopeft.recommend.candidates import CandidateFactory
@@ -71,10 +70,9 @@ def _smaller_model(factory: CandidateFactory, smallest: MemoryEstimate) -> list[
 
 
 def _shorter_rows(factory: CandidateFactory, least: RejectedCandidate) -> list[str]:
-    if factory.advice.sequence_length <= SHORT_LENGTH:
+    if factory.inputs.max_length is None or factory.advice.sequence_length <= SHORT_LENGTH:
         return []
-    inputs = replace(factory.inputs, max_length=SHORT_LENGTH)
-    shorter = CandidateFactory(factory.model, factory.data, factory.hardware, inputs, factory.pricer)
+    shorter = factory.with_rows_of(SHORT_LENGTH)
     required = min(estimate.required_bytes for estimate in _variants(shorter, least.method).values())
     fits = "fits" if required <= factory.available_bytes else "is still too much"
     return [f"--max-length {SHORT_LENGTH}, which takes {format_gib(required)} and {fits}"]

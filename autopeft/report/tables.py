@@ -52,25 +52,25 @@ def suggest_table(plan: Recommendation) -> RenderableType:
     parts: list[RenderableType] = [_heading(plan), _candidates(plan), Text(), *_trade_offs(plan), Text()]
     shared = _shared_reasons(plan.candidates)
     if shared:
-        parts += [_bold("Why, for all of them"), _bullets(map(str, shared)), Text()]
+        parts += [bold("Why, for all of them"), bullets(map(str, shared)), Text()]
     own = [_own_reasons(place, entry, shared) for place, entry in enumerate(plan.candidates[:EXPLAINED], 1)]
     if any(own):
-        parts += [_bold("Why, one by one"), *(part for part in own if part), *_more_reasons(plan), Text()]
+        parts += [bold("Why, one by one"), *(part for part in own if part), *_more_reasons(plan), Text()]
     if plan.rejected:
-        parts += [_bold("Rejected"), _bullets(map(_rejected_line, plan.rejected)), Text()]
+        parts += [bold("Rejected"), bullets(map(_rejected_line, plan.rejected)), Text()]
     if plan.notes:
-        parts += [_bold("Notes"), _bullets(plan.notes)]
+        parts += [bold("Notes"), bullets(plan.notes)]
     return Group(*parts)
 
 
 def methods_table(methods: Iterable[PeftMethod], spaces: Mapping[str, MethodSpace]) -> RenderableType:
     """Returns the registry: every method with its rule, its purpose and its knobs."""
-    table = _table(("method", 8), ("changed weight", 27), ("what it does", 42))
+    table = plain_table(("method", 8), ("changed weight", 27), ("what it does", 42))
     for method in methods:
         space = spaces[method.name]
         searched = "" if space.searched_by_default else "; only when asked for: --method " + method.name
         purpose = f"{space.summary}{searched}\nsearches {joined(space.parameters)}\n{method.paper}"
-        table.add_row(*map(_text, (method.name, method.update_rule, purpose)), end_section=True)
+        table.add_row(*map(plain_text, (method.name, method.update_rule, purpose)), end_section=True)
     return table
 
 
@@ -79,32 +79,32 @@ def hardware_table(profile: HardwareProfile) -> RenderableType:
     end = [*_noted(profile.notes), *_sources(profile)]
     if profile.device_count == 1:
         return Group(_facts(hardware_facts(profile)), *end)
-    devices = _table(*DEVICE_COLUMNS)
+    devices = plain_table(*DEVICE_COLUMNS)
     for place, device in enumerate(profile.devices):
-        devices.add_row(*map(_text, device_row(place, device)))
-    chosen: list[RenderableType] = [_bold("The device that a plan uses"), _facts(device_facts(profile.device))]
+        devices.add_row(*map(plain_text, device_row(place, device)))
+    chosen: list[RenderableType] = [bold("The device that a plan uses"), _facts(device_facts(profile.device))]
     return Group(_facts(machine_facts(profile)), Text(), devices, Text(), *chosen, *end)
 
 
 def _sources(profile: HardwareProfile) -> list[RenderableType]:
     checked = f" (checked {profile.checked})" if profile.checked else ""
-    return [_bold(f"Sources{checked}"), _bullets(profile.source.splitlines() or ["not stated"])]
+    return [bold(f"Sources{checked}"), bullets(profile.source.splitlines() or ["not stated"])]
 
 
 def model_table(model: ModelSpec) -> RenderableType:
     """Returns a model's shape and its linear layers."""
-    layers = _table(("layer", 22), ("in", 8), ("out", 8), ("count", 6), ("role", 10), ("bias", 5), ("4-bit", 6))
+    layers = plain_table(("layer", 22), ("in", 8), ("out", 8), ("count", 6), ("role", 10), ("bias", 5), ("4-bit", 6))
     for layer in model.linear_layers:
         flags = (layer.role, "yes" if layer.has_bias else "no", "yes" if layer.quantizable else "no")
         sizes = (f"{layer.in_features:,}", f"{layer.out_features:,}", f"{layer.count:,}")
-        layers.add_row(*map(_text, (layer.name, *sizes, *flags)))
+        layers.add_row(*map(plain_text, (layer.name, *sizes, *flags)))
     return Group(_facts(model_facts(model)), layers, *_noted(model.notes))
 
 
 def data_table(data: DatasetProfile) -> RenderableType:
     """Returns a data set's size and shape, and the findings, worst first."""
     found = [_finding(finding) for finding in data.findings] or [Text("No finding changes a decision.")]
-    return Group(_facts(data_facts(data)), _bold("Findings"), *found)
+    return Group(_facts(data_facts(data)), bold("Findings"), *found)
 
 
 def estimate_table(estimate: MemoryEstimate) -> RenderableType:
@@ -122,7 +122,7 @@ def estimate_table(estimate: MemoryEstimate) -> RenderableType:
         *((("versions", _versions(estimate)),) if estimate.versions else ()),
     ]
     batches = [] if estimate.epoch_peaks is None else [epoch_peaks_table(estimate.epoch_peaks)]
-    return Group(_facts(facts), *batches, _bold("Assumptions"), _bullets(estimate.assumptions))
+    return Group(_facts(facts), *batches, bold("Assumptions"), bullets(estimate.assumptions))
 
 
 def _versions(estimate: MemoryEstimate) -> str:
@@ -131,7 +131,7 @@ def _versions(estimate: MemoryEstimate) -> str:
 
 def verdict_table(verdict: Verdict) -> RenderableType:
     """Returns the conclusion, the ranking of the methods, the comparisons, and what the budget cut."""
-    ranking = _table(
+    ranking = plain_table(
         ("method", 10),
         ("r", 4),
         ("learning rate", 14),
@@ -144,15 +144,15 @@ def verdict_table(verdict: Verdict) -> RenderableType:
         against_first = format_interval(entry.against_best) if place else "-"
         losses = (format_loss(entry.choose_loss), format_loss(entry.test_loss), against_first)
         settings = (entry.method, format_optional(candidate.r), format_rate(candidate.learning_rate))
-        ranking.add_row(*map(_text, (*settings, *losses)))
-    compared = _table(("full training, test split", 26), ("loss", 8), ("winner against it (95 %)", 34))
+        ranking.add_row(*map(plain_text, (*settings, *losses)))
+    compared = plain_table(("full training, test split", 26), ("loss", 8), ("winner against it (95 %)", 34))
     against = {comparison.right: comparison for comparison in verdict.comparisons if comparison.left == "winner"}
     for name, loss in verdict.losses.items():
         shown = format_interval(against[name]) if name in against else ""
-        compared.add_row(*map(_text, (display_name(name), format_loss(loss), shown)))
+        compared.add_row(*map(plain_text, (display_name(name), format_loss(loss), shown)))
     parts: list[RenderableType] = [
-        _bold("Verdict"),
-        _text(verdict.conclusion),
+        bold("Verdict"),
+        plain_text(verdict.conclusion),
         Text(),
         ranking,
         Text(),
@@ -161,7 +161,7 @@ def verdict_table(verdict: Verdict) -> RenderableType:
     ]
     for title, lines in (("What the budget cut", verdict.cut), ("What the figures do not cover", verdict.caveats)):
         if lines:
-            parts += [_bold(title), _bullets(lines)]
+            parts += [bold(title), bullets(lines)]
     return Group(*parts)
 
 
@@ -176,11 +176,11 @@ def _heading(plan: Recommendation) -> Text:
         *([] if plan.inputs.objective == "balanced" else [f"objective {plan.inputs.objective}"]),
         *([f"serve     {plan.inputs.serve}"] if plan.inputs.serve else []),
     )
-    return _text("\n".join(lines))
+    return plain_text("\n".join(lines))
 
 
 def _candidates(plan: Recommendation) -> Table:
-    table = _table(
+    table = plain_table(
         ("#", 2), ("method", 8), ("r", 3), ("alpha", 5), ("targets", 11), ("base", 5), ("batch\nx acc.", 6),
         ("learn.\nrate", 7), ("GiB of\navailable", 13), ("time", 7),
     )  # fmt: skip
@@ -198,13 +198,13 @@ def _candidates(plan: Recommendation) -> Table:
             f"{_gib(entry.estimate.required_bytes)}/{_gib(entry.available_bytes)}",
             "unknown" if entry.predicted_seconds is None else format_duration(entry.predicted_seconds),
         )
-        table.add_row(*map(_text, cells))
+        table.add_row(*map(plain_text, cells))
     return table
 
 
 def _trade_offs(plan: Recommendation) -> list[RenderableType]:
     """Returns what each candidate gives and takes, and whether another one beats it in everything."""
-    table = _table(
+    table = plain_table(
         ("#", 2), ("method", 8), ("base", 5), ("quality", 7), ("GiB", 7), ("time", 8), ("cost", 8), ("max kWh", 8),
         ("on front", 8),
     )  # fmt: skip
@@ -220,8 +220,8 @@ def _trade_offs(plan: Recommendation) -> list[RenderableType]:
             _amount(entry.energy_kwh),
             "yes" if entry.on_front else "no",
         )
-        table.add_row(*map(_text, cells))
-    return [_bold("Trade-offs: points of quality, memory, time, cost of one full training"), table]
+        table.add_row(*map(plain_text, cells))
+    return [bold("Trade-offs: points of quality, memory, time, cost of one full training"), table]
 
 
 def _amount(amount: float | None) -> str:
@@ -250,7 +250,7 @@ def _own_reasons(place: int, entry: RankedCandidate, shared: tuple[Claim, ...]) 
     own = [reason for reason in entry.reasons if reason not in shared]
     if not own:
         return None
-    return Group(_text(f"{place}  {entry.candidate.method} ({_base_label(entry)})"), _bullets(map(str, own)))
+    return Group(plain_text(f"{place}  {entry.candidate.method} ({_base_label(entry)})"), bullets(map(str, own)))
 
 
 def _more_reasons(plan: Recommendation) -> list[RenderableType]:
@@ -258,7 +258,7 @@ def _more_reasons(plan: Recommendation) -> list[RenderableType]:
     if left <= 0:
         return []
     which = "the other" if left == 1 else f"the other {left}"
-    return [_text(f"The reasons for {which} are in the plan: --json prints it, -o plan.json keeps it.")]
+    return [plain_text(f"The reasons for {which} are in the plan: --json prints it, -o plan.json keeps it.")]
 
 
 def _rejected_line(entry: RejectedCandidate) -> str:
@@ -266,13 +266,13 @@ def _rejected_line(entry: RejectedCandidate) -> str:
 
 
 def _finding(finding: Finding) -> RenderableType:
-    line = Text.assemble((finding.severity, _SEVERITY_STYLES[finding.severity]), "  ", _text(finding.message))
+    line = Text.assemble((finding.severity, _SEVERITY_STYLES[finding.severity]), "  ", plain_text(finding.message))
     advice = [f"what to do: {finding.advice}"] if finding.advice else []
-    return Group(line, _bullets([*finding.examples, *advice]))
+    return Group(line, bullets([*finding.examples, *advice]))
 
 
 def _noted(notes: Sequence[str]) -> list[RenderableType]:
-    return [_bold("Notes"), _bullets(notes)] if notes else []
+    return [bold("Notes"), bullets(notes)] if notes else []
 
 
 def _facts(facts: Iterable[tuple[str, str]]) -> Table:
@@ -280,30 +280,33 @@ def _facts(facts: Iterable[tuple[str, str]]) -> Table:
     table.add_column(width=24, overflow="fold")
     table.add_column(overflow="fold")
     for name, value in facts:
-        table.add_row(_text(name, "bold"), _text(value))
+        table.add_row(plain_text(name, "bold"), plain_text(value))
     return table
 
 
-def _table(*columns: tuple[str, int]) -> Table:
+def plain_table(*columns: tuple[str, int]) -> Table:
+    """Returns an empty table with columns of names and largest widths."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for name, width in columns:
         table.add_column(name, max_width=width, overflow="fold")
     return table
 
 
-def _bullets(lines: Iterable[str]) -> RenderableType:
+def bullets(lines: Iterable[str]) -> RenderableType:
+    """Returns lines as a list, each with a dash."""
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(width=1)
     grid.add_column(overflow="fold")
     for line in lines:
-        grid.add_row("-", _text(line))
+        grid.add_row("-", plain_text(line))
     return Padding(grid, (0, 0, 0, 2))
 
 
-def _bold(text: str) -> Text:
+def bold(text: str) -> Text:
+    """Returns a heading."""
     return Text(text, style="bold")
 
 
-def _text(text: str, style: str = "") -> Text:
+def plain_text(text: str, style: str = "") -> Text:
     """Returns text in which neither rich's markup nor a terminal's control characters mean anything."""
     return Text(re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text), style=style)

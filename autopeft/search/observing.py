@@ -8,7 +8,7 @@ from autopeft.errors import AutoPeftError
 from autopeft.memory.calibration_store import CalibrationStore, Observation
 from autopeft.memory.observing import Training, observations_of, step_seconds
 from autopeft.memory.pricing import price_memory
-from autopeft.recommend.advice import advise
+from autopeft.recommend.shortening import advice_of
 from autopeft.search.session import Session
 from autopeft.specs import RankedCandidate, TrainOutcome
 
@@ -33,7 +33,7 @@ def trial_observations(session: Session, priced: RankedCandidate, outcome: Train
     The prediction is made anew, as the plan's was at first: the plan's may be calibrated already.
     """
     plan, device = session.plan, session.plan.hardware.device
-    length = advise(plan.model, plan.data, plan.inputs).sequence_length
+    length = advice_of(plan).sequence_length
     training = Training(
         candidate=priced.candidate,
         model=plan.model,

@@ -38,6 +38,7 @@ from autopeft.specs.plan import (
     Recommendation,
     RejectedCandidate,
 )
+from autopeft.specs.plan_explanation import ChangedAnswer, ExplainedRejection, PlanExplanation, TermComparison
 from autopeft.specs.result import Comparison, PhaseTime, RankedMethod, Report, TrialResult, TrialStatus, Verdict
 from autopeft.specs.runner import (
     Job,
@@ -63,6 +64,7 @@ __all__ = [
     "Basis",
     "BatchSampler",
     "Candidate",
+    "ChangedAnswer",
     "Claim",
     "Combination",
     "Comparison",
@@ -74,6 +76,7 @@ __all__ = [
     "Distribution",
     "Dtype",
     "EpochPeaks",
+    "ExplainedRejection",
     "Explanation",
     "Finding",
     "HardwareProfile",
@@ -91,6 +94,7 @@ __all__ = [
     "Optimizer",
     "OptionValue",
     "PhaseTime",
+    "PlanExplanation",
     "PlanInputs",
     "PriceClass",
     "Quantization",
@@ -109,6 +113,7 @@ __all__ = [
     "Situation",
     "SplitName",
     "StepStyle",
+    "TermComparison",
     "StoredFormat",
     "TimeEstimate",
     "TrainOutcome",

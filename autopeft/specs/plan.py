@@ -18,7 +18,7 @@ PLAN_SCHEMA_VERSION = 2
 """Of plan.json. Version 1 had bare sentences for reasons, which say nothing of what they rest on."""
 
 Objective = Literal["quality", "balanced", "memory", "speed", "cost"]
-QUALITY_TERMS = ("method", "situation", "quantization", "rank", "targets")
+QUALITY_TERMS = ("method", "situation", "quantization", "rank", "targets", "length")
 """Terms of a score that predict task quality; the others are what it costs."""
 
 
@@ -131,6 +131,7 @@ class Recommendation:
     """Ranked candidates, best first; serialized it is plan.json.
 
     Attributes:
+        shortened_length: what rows are truncated to because nothing fits with longer ones; None where they need not be.
         versions: library -> version that the figures of candidates hold for whose estimate names none of its own.
     """
 
@@ -143,6 +144,7 @@ class Recommendation:
     rejected: tuple[RejectedCandidate, ...]
     baselines: tuple[Baseline, ...]
     notes: tuple[str, ...] = ()
+    shortened_length: int | None = None
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:

@@ -194,6 +194,29 @@ def test_the_trade_offs_are_printed_with_the_front(call: Call, config_folder: Pa
     assert "yes" in table
 
 
+def test_explain_says_why_the_first_is_the_first_and_what_would_change_that(
+    call: Call, config_folder: Path, rows: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.json"
+    assert call(*suggest(config_folder, rows, "--method", "lora", "--method", "dora", "-o", plan)).code == 0
+    told = call("explain", plan, "--json").json
+    assert told["first"].startswith(("lora", "dora"))
+    assert {"10 % less memory", "twice the data"} <= {change["change"] for change in told["changes"]}
+    assert {"adalora", "full"} <= {entry["method"] for entry in told["rejected"]}
+    printed = call("explain", plan).out
+    assert max(map(len, printed.splitlines())) <= 80
+    for heading in ("Why the first is the first", "What would change the answer", "Rejected"):
+        assert heading in printed
+
+
+def test_explain_refuses_what_is_no_plan(call: Call, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text("{}")
+    outcome = call("explain", path)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert "is no plan of schema version" in outcome.err
+
+
 def test_the_table_of_suggest_has_80_columns(call: Call, config_folder: Path, rows: Path) -> None:
     lines = call(*suggest(config_folder, rows.rename(rows.parent / "r.jsonl"))).out.splitlines()
     # The path of the data is as long as it is.

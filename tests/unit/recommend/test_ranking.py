@@ -152,9 +152,17 @@ def test_nothing_fits_says_what_is_needed_and_what_would_help(large_model, make_
     text = str(caught.value)
     assert "available are 4.00 GiB (4294967296 bytes)" in text
     assert "base nf4" in text
-    for remedy in ("--budget-memory", "B parameters", "--max-length 256"):
+    for remedy in ("--budget-memory", "B parameters"):
         assert remedy in text
     assert caught.value.exit_code == 3
+
+
+def test_rows_that_were_asked_for_are_not_shortened_but_it_is_said_what_that_would_save(
+    large_model, make_data, make_hardware
+):
+    inputs = replace(INPUTS, budget_memory_bytes=4 * GIB, max_length=1024)
+    with pytest.raises(NothingFitsError, match=r"rows of 1024 tokens.*--max-length 256, which takes"):
+        recommend(make_hardware(), large_model, make_data(), inputs, seed=0)
 
 
 def test_the_budget_that_a_shortage_names_is_enough(large_model, make_data, make_hardware):

@@ -1,0 +1,40 @@
+"""The explanation of a plan for the terminal, 80 columns wide."""
+
+from __future__ import annotations
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from autopeft.report.tables import bold, bullets, plain_table, plain_text
+from autopeft.specs import ChangedAnswer, ExplainedRejection, PlanExplanation
+
+
+def explained_table(explanation: PlanExplanation) -> RenderableType:
+    """Returns why the first is the first, what would change that, and why the rejected ones are out."""
+    parts: list[RenderableType] = [bold("Why the first is the first"), bullets(explanation.summary), Text()]
+    if explanation.terms:
+        parts += [_terms(explanation), Text()]
+    parts += [bold("What would change the answer"), _changes(explanation.changes), Text()]
+    if explanation.rejected:
+        parts += [bold("Rejected"), bullets(map(_rejected_line, explanation.rejected))]
+    return Group(*parts)
+
+
+def _terms(explanation: PlanExplanation) -> RenderableType:
+    table = plain_table(("points of", 14), ("first", 8), ("second", 8), ("for the first", 14))
+    for term in explanation.terms:
+        cells = (term.term, f"{term.first:+.2f}", f"{term.second:+.2f}", f"{term.difference:+.2f}")
+        table.add_row(*map(plain_text, cells))
+    return table
+
+
+def _changes(changes: tuple[ChangedAnswer, ...]) -> RenderableType:
+    table = plain_table(("if", 30), ("the first is then", 40), ("flips", 5))
+    for change in changes:
+        table.add_row(*map(plain_text, (change.change, change.first, "yes" if change.flips else "no")))
+    return table
+
+
+def _rejected_line(entry: ExplainedRejection) -> str:
+    what = f"{entry.method} ({entry.variant})" if entry.variant else entry.method
+    return f"{what}: {entry.reason}{f'; what would let it in: {entry.remedy}' if entry.remedy else ''}"

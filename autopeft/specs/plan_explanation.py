@@ -1,0 +1,71 @@
+"""Why a plan says what it says, and what would change its answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TermComparison:
+    """One term of the score, in points.
+
+    Attributes:
+        term: its name in ``score_terms``.
+        first, second: of the first candidate and of the best one of another method.
+        difference: how much it speaks for the first.
+    """
+
+    term: str
+    first: float
+    second: float
+    difference: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangedAnswer:
+    """What the plan would say if one thing were different.
+
+    Attributes:
+        change: what is different, in a few words.
+        first: the first candidate then, in a few words; what is lacking, where nothing fits.
+        flips: whether another method or storage of the base comes first, or nothing fits.
+        differences: settings of the first candidate that change: "r 16 -> 8".
+    """
+
+    change: str
+    first: str
+    flips: bool
+    differences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainedRejection:
+    """Why a method, or a variant of it, is out, and what would let it in; "" where nothing of the inputs would."""
+
+    method: str
+    variant: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanExplanation:
+    """The answer to "why this one, and what would change it".
+
+    Attributes:
+        first: the first candidate in a few words.
+        second: the best candidate of another method; None where there is none.
+        lead: points of score between them.
+        terms: of the score, the one that speaks most for the first at the front.
+        summary: sentences.
+        changes: what was changed, and what came of it.
+        rejected: every rejected method and variant.
+    """
+
+    first: str
+    second: str | None
+    lead: float | None
+    terms: tuple[TermComparison, ...]
+    summary: tuple[str, ...]
+    changes: tuple[ChangedAnswer, ...]
+    rejected: tuple[ExplainedRejection, ...]
