@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from autopeft.errors import NothingFitsError
 from autopeft.methods import get_method, method_names
-from autopeft.recommend.advice import lower_ranks
+from autopeft.recommend.advice import SMALL_ROWS, lower_ranks
 from autopeft.recommend.candidates import CandidateFactory, Pricer
 from autopeft.recommend.objectives import explores_leaner
 from autopeft.recommend.pareto import mark_front
+from autopeft.recommend.prompting import prompting_notes
 from autopeft.recommend.scoring import HALVED_RANK_POINTS
 from autopeft.recommend.shortage import shortage_text
 from autopeft.recommend.shortening import shorter_lengths
@@ -218,6 +219,12 @@ def _notes(factory: CandidateFactory, recipe: RankedCandidate | RejectedCandidat
         "tuned methods differ by about one point of task quality (arXiv 2602.04998, 2601.22708): the order is a start, "
         "`autopeft run` decides"
     ]
+    notes += prompting_notes(factory.hardware, factory.model, factory.data)
+    if factory.data.example_count < SMALL_ROWS:
+        notes.append(
+            f"with {factory.data.example_count} rows results vary with the seed, and a run trains one seed: "
+            "repeat it with another --seed before you believe a difference"
+        )
     budget = factory.inputs.budget_memory_bytes
     if factory.data.token_counts_source == "characters":
         notes.append("token counts are estimated from characters; with a tokenizer.json lengths and steps are exact")
