@@ -1,5 +1,7 @@
 """How long one trace takes after imports: a 70 B model on nf4, and others; best and median of several, CPU seconds.
 
+CPU seconds grow with what else runs on a machine, up to several times: the yardstick beside them grows alike.
+
 python benchmarks/trace_latency.py
 """
 
@@ -57,6 +59,17 @@ def request_of(model: ModelSpec, targets: str, quantization: str, checkpointing:
     )
 
 
+def yardstick_seconds() -> float:
+    """Returns the CPU time of a fixed piece of Python."""
+    begin = time.process_time()
+    kept: dict[int, tuple[int, int]] = {}
+    total = 0
+    for number in range(300_000):
+        kept[number & 1023] = (number, total)
+        total += len(kept)
+    return time.process_time() - begin
+
+
 def main() -> None:
     """Prints one line a case."""
     model = spec_from_config(LLAMA_2_70B, id="llama-2-70b")
@@ -66,13 +79,17 @@ def main() -> None:
         for name, (targets, quantization, checkpointing) in CASES.items():
             request = request_of(model, targets, quantization, checkpointing)
             trace(request)  # what libraries import on first use is not a trace's time
-            seconds = []
+            seconds, yardsticks = [], []
             for _ in range(ROUNDS):
+                yardsticks.append(yardstick_seconds())
                 begin = time.process_time()
                 answer = trace(request)
                 seconds.append(time.process_time() - begin)
             peak = max(sum(part.values()) for part in answer.parts.values()) / 2**30
-            print(f"{name}: best {min(seconds):.2f} s, median {statistics.median(seconds):.2f} s (peak {peak:.2f} GiB)")
+            print(
+                f"{name}: best {min(seconds):.2f} s, median {statistics.median(seconds):.2f} s (peak {peak:.2f} GiB); "
+                f"yardstick {min(yardsticks):.3f} s"
+            )
 
 
 if __name__ == "__main__":

@@ -46,6 +46,10 @@ class Block:
             gone.next.previous = self
 
 
+_ADDRESS_BITS = 64
+"""A pool is ordered by one number a block, size before address: numbers compare faster than pairs."""
+
+
 class Pool:
     """The free blocks of one pool, smallest first, lowest address first; and the unmapped ones by address."""
 
@@ -55,30 +59,41 @@ class Pool:
         self.small = small
         self.page_bytes = SMALL_SEGMENT_BYTES if small else LARGE_SEGMENT_BYTES
         self.unmapped: list[Block] = []
-        self._order: list[tuple[int, int]] = []
+        self._order: list[int] = []
         self._blocks: dict[int, Block] = {}
 
     def add(self, block: Block) -> None:
         """Puts a block among the free ones."""
         block.free = True
-        insort(self._order, (block.size, block.address))
-        self._blocks[block.address] = block
+        place = block.size << _ADDRESS_BITS | block.address
+        insort(self._order, place)
+        self._blocks[place] = block
 
     def remove(self, block: Block) -> None:
         """Takes a block from the free ones."""
         block.free = False
-        del self._order[bisect_left(self._order, (block.size, block.address))]
-        del self._blocks[block.address]
+        place = block.size << _ADDRESS_BITS | block.address
+        del self._order[bisect_left(self._order, place)]
+        del self._blocks[place]
+
+    def take_smallest(self, size: int) -> Block | None:
+        """Takes the smallest free block that holds ``size`` from the free ones; None if there is none."""
+        order = self._order
+        index = bisect_left(order, size << _ADDRESS_BITS)
+        if index == len(order):
+            return None
+        block = self._blocks.pop(order.pop(index))
+        block.free = False
+        return block
 
     def at_least(self, size: int) -> Iterator[Block]:
         """Returns the free blocks that hold ``size``, smallest first."""
-        blocks = self._blocks
-        for index in range(bisect_left(self._order, (size, 0)), len(self._order)):
-            yield blocks[self._order[index][1]]
+        for index in range(bisect_left(self._order, size << _ADDRESS_BITS), len(self._order)):
+            yield self._blocks[self._order[index]]
 
     def all_free(self) -> list[Block]:
         """Returns the free blocks as they are now, smallest first."""
-        return [self._blocks[address] for _, address in self._order]
+        return [self._blocks[place] for place in self._order]
 
 
 def least_expandable(pool: Pool, size: int) -> Block:

@@ -128,16 +128,17 @@ def replay(events: Iterable[MemoryEvent], settings: AllocatorSettings | None = N
         InvalidInputError: if a block is freed that is not allocated, or allocated twice; the text names the event.
     """
     allocator = _Allocator(settings or AllocatorSettings())
+    allocate, free = allocator.allocate, allocator.free
     live: dict[int, Block] = {}
     for number, (action, block, size_bytes, name) in enumerate(events):
         if action == "allocate":
             if block in live:
                 raise InvalidInputError(f"event {number} allocates block {block}, which is still allocated; free it")
-            live[block] = allocator.allocate(size_bytes)
+            live[block] = allocate(size_bytes)
         elif action == "free":
             if block not in live:
                 raise InvalidInputError(f"event {number} frees block {block}, which is not allocated at that point")
-            allocator.free(live.pop(block))
+            free(live.pop(block))
         elif action == "empty_cache":
             allocator.empty_cache()
         else:
@@ -152,6 +153,7 @@ class _Allocator:
         self._expandable = settings.expandable_segments
         self._device_bytes = _ENDLESS_BYTES if settings.device_bytes is None else settings.device_bytes
         self._max_split = settings.max_split_size_bytes or _ENDLESS_BYTES
+        self._plain = not settings.expandable_segments and settings.max_split_size_bytes is None
         self._small, self._large = Pool(small=True), Pool(small=False)
         self._next_address = 0
         self._allocated = self._reserved = 0
@@ -160,17 +162,16 @@ class _Allocator:
 
     def allocate(self, size_bytes: int) -> Block:
         """Returns the block that a request gets."""
-        size = rounded_bytes(size_bytes)
+        size = -(-size_bytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES or MIN_BLOCK_BYTES
         pool = self._small if size <= SMALL_REQUEST_BYTES else self._large
-        block = self._cached(pool, size)
-        if block is not None:
-            pool.remove(block)
-        else:
+        block = pool.take_smallest(size) if self._plain else self._taken(pool, size)
+        if block is None:
             block = self._grow(pool, size) if self._expandable else self._new_segment(pool, size)
         if self._is_split(block, size):
             pool.add(block.cut(size))
         self._allocated += block.size
-        self._phase_allocated = max(self._phase_allocated, self._allocated)
+        if self._allocated > self._phase_allocated:
+            self._phase_allocated = self._allocated
         return block
 
     def free(self, block: Block) -> None:
@@ -222,8 +223,8 @@ class _Allocator:
             max(known.allocated_bytes, self._phase_allocated), max(known.reserved_bytes, self._phase_reserved)
         )
 
-    def _cached(self, pool: Pool, size: int) -> Block | None:
-        """Returns the free block that serves a request, None if the driver must be asked."""
+    def _taken(self, pool: Pool, size: int) -> Block | None:
+        """Returns the free block that serves a request, no longer free; None if the driver must be asked."""
         best = next(iter(pool.at_least(size)), None)
         if best is None:
             return None
@@ -234,6 +235,7 @@ class _Allocator:
             size >= self._max_split and best.size >= size + LARGE_SEGMENT_BYTES
         ):
             return None
+        pool.remove(best)
         return best
 
     def _is_split(self, block: Block, size: int) -> bool:

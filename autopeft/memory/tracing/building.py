@@ -6,6 +6,7 @@ import collections
 import contextlib
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 import re
@@ -14,12 +15,14 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from autopeft.engine.adapters import enable_checkpointing, inject
 from autopeft.engine.base import torch_dtype
 from autopeft.engine.loss import prepare_loss
 from autopeft.errors import AutoPeftError, ModelError
 from autopeft.memory.tracing.fake_quantization import dequantizing_stand_in, pack_weights, quantize_modules
+from autopeft.memory.tracing.fakes import as_parameter, fake_of
 from autopeft.memory.tracing.hollow import CheapInitialization, hollow
 from autopeft.memory.tracing.request import TraceRequest
 from autopeft.specs.candidate import Candidate
@@ -195,13 +198,13 @@ def _flash_attention_allowed() -> Iterator[None]:
         yield
 
 
-def materialize(model: Any, request: TraceRequest) -> None:
-    """Turns tensors of every kind into fake ones, on the device or on the host; call it inside the fake mode.
+def materialize(model: Any, request: TraceRequest, mode: FakeTensorMode) -> None:
+    """Turns tensors of every kind into fake ones of a mode, on the device or on the host.
 
     The host processor plays the device here, and the meta device the host. What modules share stays shared;
     ``Module.to_empty`` would part it, and fails on adapters that share parameters.
     """
-    fakes = _Fakes(host_plays_device=model.wholly_on_host)
+    fakes = _Fakes(mode, host_plays_device=model.wholly_on_host)
     moved = not request.style.host_buffers
     _send_offloaded_to_host(model, fakes)
     for module in model.modules():
@@ -213,7 +216,7 @@ def materialize(model: Any, request: TraceRequest) -> None:
                 module._buffers[name] = fakes.of(buffer, moved=moved)
         for name in sorted(vars(module).keys() - _MODULE_ATTRIBUTES):
             setattr(module, name, fakes.within(getattr(module, name)))
-    pack_weights(model, request.candidate, "cpu")
+    pack_weights(model, request.candidate, functools.partial(fake_of, mode))
 
 
 def _send_offloaded_to_host(model: Any, fakes: _Fakes) -> None:
@@ -232,7 +235,8 @@ _SIZES = 16
 class _Fakes:
     """The fake tensors that stand for a model's own, each kept with its original so that no id is used twice."""
 
-    def __init__(self, *, host_plays_device: bool) -> None:
+    def __init__(self, mode: FakeTensorMode, *, host_plays_device: bool) -> None:
+        self._mode = mode
         self._host_plays_device = host_plays_device
         self._made: dict[int, Any] = {}
 
@@ -258,10 +262,10 @@ class _Fakes:
         if not tensor.is_meta and not tensor.is_floating_point() and tensor.numel() <= _SIZES:
             return tensor
         on_device = not on_host and (tensor.is_meta or moved or self._host_plays_device)
-        empty = torch.empty_like(tensor.detach(), device="cpu" if on_device else "meta")
+        fake = fake_of(self._mode, tensor, "cpu" if on_device else "meta")
         if isinstance(tensor, torch.nn.Parameter):
-            return torch.nn.Parameter(empty, requires_grad=tensor.requires_grad)
-        return empty
+            return as_parameter(fake, tensor.requires_grad)
+        return fake
 
 
 def plain_tensors(module: Any) -> Iterator[torch.Tensor]:

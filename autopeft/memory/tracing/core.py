@@ -15,6 +15,7 @@ from autopeft.memory.tracing.costs import KernelKey
 from autopeft.memory.tracing.depth import extrapolate, layer_kinds, period_of, shallow_depths, shortened
 from autopeft.memory.tracing.request import KernelCost, TraceAnswer, TraceRequest
 from autopeft.memory.tracing.reserved import Reserved, reserved_bytes
+from autopeft.memory.tracing.shapes import ShapeMemory
 from autopeft.memory.tracing.step import ShallowTrace, trace_step
 from autopeft.memory.tracing.versions import installed_versions
 
@@ -77,11 +78,12 @@ def _traced(request: TraceRequest) -> TraceAnswer:
     layers: int = config.num_hidden_layers
     request = dataclasses.replace(request, layers=layers)
     depths = _depths(request, config)
-    traces = [trace_step(request, shortened(config, depth)) for depth in depths]
+    shapes = ShapeMemory()
+    traces = [trace_step(request, shortened(config, depth), shapes) for depth in depths]
     try:
         reserved = reserved_bytes(request, traces, depths, layers)
     except ExpansionError:
-        depths, traces = (layers,), [trace_step(request, config)]
+        depths, traces = (layers,), [trace_step(request, config, shapes)]
         reserved = reserved_bytes(request, traces, depths, layers)
     whole = traces[0] if len(traces) == 1 else _at_full_depth(traces, depths, layers)
     return _answer(request, whole, reserved, depths)

@@ -76,6 +76,15 @@ _LIST_TENSORS = (110, 64, 48, 36, 30)
 """Tensors that one multi-tensor kernel takes, by the number of lists (the same file)."""
 
 
+class Booking(NamedTuple):
+    """What one call adds to a ledger."""
+
+    key: KernelKey
+    flops: float
+    moved_bytes: float
+    launches: float
+
+
 class KernelLedger:
     """Sums per moment name and key: operations, bytes read and written, kernels or calls.
 
@@ -88,79 +97,87 @@ class KernelLedger:
         self.longest_row = 0
         self._moment = ""
 
-    def book(self, moment: Any, func: Any, args: Any, kwargs: dict[str, Any], results: list[torch.Tensor]) -> None:
-        """Books one call of an operator."""
-        traits = _traits(func)
-        if traits.kind == "none":
-            return
-        self._moment = moment.name
-        self._count(_CALL)
-        if traits.kind == "view" or (traits.kind == "sync" and moment.phase == "optimizer"):
-            return  # what an optimizer reads are its step counters, which stay on the host
-        if traits.kind == "sync":
-            self._count(_SYNC)
-            if not results:
-                return
-        if traits.bytes == "list":
-            self._book_lists(args, results)
-        elif traits.bytes == "four bits":
-            self._book_four_bits(args, results)
-        else:
-            self._book_kernels(traits, moment.phase, args, kwargs, results)
-
-    def _book_kernels(
-        self, traits: _Traits, phase: str, args: Any, kwargs: dict[str, Any], results: list[torch.Tensor]
-    ) -> None:
-        inputs = _tensors(args)
-        moved = _moved(traits.bytes, inputs, results)
-        flops = _flops(traits, args, kwargs, results)
-        kind = "elementwise" if traits.kind == "sync" else traits.kind
-        kind = "optimizer" if phase == "optimizer" and kind == "elementwise" else kind
-        dtype = _dtype(results if traits.kind == "dequantize" else inputs or results)
-        self.add(kind, dtype, flops, moved, traits.kernels)
+    def book(self, moment_name: str, bookings: Iterable[Booking]) -> None:
+        """Adds what one call costs."""
+        self._moment = moment_name
+        for key, flops, moved_bytes, launches in bookings:
+            entry = self.sums.get((moment_name, key))
+            if entry is None:
+                self.sums[moment_name, key] = [flops, moved_bytes, launches]
+            else:
+                entry[0] += flops
+                entry[1] += moved_bytes
+                entry[2] += launches
 
     def add(self, kind: str, dtype: str, flops: float, moved: float, kernels: int = 1) -> None:
-        """Books kernels of the current moment; also those that no operator of the trace stands for."""
-        size, intensity = 0, 0
-        if kind != "optimizer":
-            size = int(moved / kernels).bit_length()
-            intensity = int(flops / max(moved, 1.0)).bit_length()
-        self._sum(KernelKey(kind, dtype, size, intensity), flops, moved, kernels)
-
-    def _book_lists(self, args: Any, results: list[torch.Tensor]) -> None:
-        """Books a multi-tensor operator; one without a result writes to its first list."""
-        lists = [each for each in args if isinstance(each, list | tuple) and each and isinstance(each[0], torch.Tensor)]
-        if not lists:
-            return
-        moved = _bytes(_tensors(lists)) + _bytes(results or lists[0])
-        elements = sum(each.numel() for each in lists[0])
-        tensors = _LIST_TENSORS[min(len(lists), len(_LIST_TENSORS)) - 1]
-        kernels = max(math.ceil(len(lists[0]) / tensors), math.ceil(elements / _LIST_CHUNK_ELEMENTS))
-        self.add("optimizer", _dtype(lists[0]), float(elements), moved, kernels)
-
-    def _book_four_bits(self, args: Any, results: list[torch.Tensor]) -> None:
-        """Books bitsandbytes' ``gemm_4bit`` as what it runs above 256 rows: the weight is rebuilt, then multiplied."""
-        states, packed, (rows, columns), scales = args[:4]
-        rebuilt = float(rows * columns * states.element_size())
-        dtype = _dtype([states])
-        self.add("dequantize", dtype, float(rows * columns), _bytes([packed, scales]) + rebuilt)
-        self.add("matmul", dtype, 2.0 * states.numel() * rows, _bytes([states, *results]) + rebuilt)
-
-    def _count(self, key: KernelKey) -> None:
-        self._sum(key, 0.0, 0.0, 1)
-
-    def _sum(self, key: KernelKey, flops: float, moved: float, count: float) -> None:
-        entry = self.sums.get((self._moment, key))
-        if entry is None:
-            self.sums[self._moment, key] = [flops, moved, count]
-        else:
-            entry[0] += flops
-            entry[1] += moved
-            entry[2] += count
+        """Books kernels of the current moment that no operator of the trace stands for."""
+        self.book(self._moment, [_kernels(kind, dtype, flops, moved, kernels)])
 
 
-_CALL = KernelKey("call", "")
-_SYNC = KernelKey("sync", "")
+_CALL = Booking(KernelKey("call", ""), 0.0, 0.0, 1)
+_SYNC = Booking(KernelKey("sync", ""), 0.0, 0.0, 1)
+
+
+def bookings_of(
+    func: Any, args: Any, kwargs: dict[str, Any], results: list[torch.Tensor], *, in_optimizer: bool
+) -> list[Booking]:
+    """Returns what one call of an operator costs."""
+    traits = _traits(func)
+    if traits.kind == "none":
+        return []
+    if traits.kind == "view" or (traits.kind == "sync" and in_optimizer):
+        return [_CALL]  # what an optimizer reads are its step counters, which stay on the host
+    if traits.kind == "sync" and not results:
+        return [_CALL, _SYNC]
+    sync = [_SYNC] if traits.kind == "sync" else []
+    if traits.bytes == "list":
+        return [_CALL, *sync, *_of_lists(args, results)]
+    if traits.bytes == "four bits":
+        return [_CALL, *sync, *_of_four_bits(args, results)]
+    return [_CALL, *sync, _of_kernels(traits, args, kwargs, results, in_optimizer)]
+
+
+def _of_kernels(
+    traits: _Traits, args: Any, kwargs: dict[str, Any], results: list[torch.Tensor], in_optimizer: bool
+) -> Booking:
+    inputs = _tensors(args)
+    moved = _moved(traits.bytes, inputs, results)
+    flops = _flops(traits, args, kwargs, results)
+    kind = "elementwise" if traits.kind == "sync" else traits.kind
+    kind = "optimizer" if in_optimizer and kind == "elementwise" else kind
+    dtype = _dtype(results if traits.kind == "dequantize" else inputs or results)
+    return _kernels(kind, dtype, flops, moved, traits.kernels)
+
+
+def _kernels(kind: str, dtype: str, flops: float, moved: float, kernels: int = 1) -> Booking:
+    size, intensity = 0, 0
+    if kind != "optimizer":
+        size = int(moved / kernels).bit_length()
+        intensity = int(flops / max(moved, 1.0)).bit_length()
+    return Booking(KernelKey(kind, dtype, size, intensity), flops, moved, kernels)
+
+
+def _of_lists(args: Any, results: list[torch.Tensor]) -> list[Booking]:
+    """Returns what a multi-tensor operator costs; one without a result writes to its first list."""
+    lists = [each for each in args if isinstance(each, list | tuple) and each and isinstance(each[0], torch.Tensor)]
+    if not lists:
+        return []
+    moved = _bytes(_tensors(lists)) + _bytes(results or lists[0])
+    elements = sum(each.numel() for each in lists[0])
+    tensors = _LIST_TENSORS[min(len(lists), len(_LIST_TENSORS)) - 1]
+    kernels = max(math.ceil(len(lists[0]) / tensors), math.ceil(elements / _LIST_CHUNK_ELEMENTS))
+    return [_kernels("optimizer", _dtype(lists[0]), float(elements), moved, kernels)]
+
+
+def _of_four_bits(args: Any, results: list[torch.Tensor]) -> list[Booking]:
+    """Returns the cost of bitsandbytes' ``gemm_4bit``, which above 256 rows rebuilds the weight and multiplies it."""
+    states, packed, (rows, columns), scales = args[:4]
+    rebuilt = float(rows * columns * states.element_size())
+    dtype = _dtype([states])
+    return [
+        _kernels("dequantize", dtype, float(rows * columns), _bytes([packed, scales]) + rebuilt),
+        _kernels("matmul", dtype, 2.0 * states.numel() * rows, _bytes([states, *results]) + rebuilt),
+    ]
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -13,6 +13,7 @@ import torch
 
 from autopeft.engine.base import quantization_config, torch_dtype
 from autopeft.memory._static import NF4_BLOCK, SCALE_BLOCK
+from autopeft.memory.tracing.fakes import as_parameter
 from autopeft.specs.candidate import Candidate
 
 
@@ -30,7 +31,7 @@ def quantize_modules(model: Any, candidate: Candidate) -> tuple[str, ...]:
     model.is_loaded_in_4bit = candidate.quantization == "nf4"
     model.is_loaded_in_8bit = candidate.quantization == "int8"
     model.config.quantization_config = config
-    pack_weights(model, candidate, "meta")
+    pack_weights(model, candidate, lambda tensor: tensor)
     return _left_in_16_bits(model)
 
 
@@ -60,7 +61,11 @@ def _left_in_16_bits(model: Any) -> tuple[str, ...]:
     )
 
 
-def pack_weights(model: Any, candidate: Candidate, device: str) -> None:
+Placed = Callable[[torch.Tensor], torch.Tensor]
+"""Turns a tensor on the meta device into what stands for it."""
+
+
+def pack_weights(model: Any, candidate: Candidate, placed: Placed) -> None:
     """Gives every bitsandbytes module a packed parameter with its scales, as after quantization."""
     if candidate.quantization == "none":
         return
@@ -68,9 +73,9 @@ def pack_weights(model: Any, candidate: Candidate, device: str) -> None:
 
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
-            _pack_nf4(module, candidate, device)
+            _pack_nf4(module, candidate, placed)
         elif isinstance(module, bitsandbytes.nn.Linear8bitLt):
-            _pack_int8(module, device)
+            _pack_int8(module, placed)
 
 
 def scale_tensors(model: Any, candidate: Candidate) -> list[torch.Tensor]:
@@ -117,30 +122,32 @@ def _dequantized(original: Any) -> Any:
     return dequantize
 
 
-def _pack_nf4(module: Any, candidate: Candidate, device: str) -> None:
+def _pack_nf4(module: Any, candidate: Candidate, placed: Placed) -> None:
     from bitsandbytes.functional import QuantState
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return placed(torch.empty(shape, dtype=dtype, device="meta"))
 
     nested = candidate.double_quantization
     count = module.out_features * module.in_features
     blocks = -(-count // NF4_BLOCK)
     inner = QuantState(
-        absmax=torch.empty(-(-blocks // SCALE_BLOCK), device=device),
-        code=torch.empty(SCALE_BLOCK, device=device),
+        absmax=empty(-(-blocks // SCALE_BLOCK)),
+        code=empty(SCALE_BLOCK),
         blocksize=SCALE_BLOCK,
         dtype=torch.float32,
     )
     state = QuantState(
-        absmax=torch.empty(blocks, dtype=torch.uint8 if nested else torch.float32, device=device),
+        absmax=empty(blocks, dtype=torch.uint8 if nested else torch.float32),
         shape=torch.Size((module.out_features, module.in_features)),
-        code=torch.empty(16, device=device),
+        code=empty(16),
         blocksize=NF4_BLOCK,
         quant_type="nf4",
         dtype=torch_dtype(candidate.dtype),
-        offset=torch.empty((), device=device) if nested else None,
+        offset=empty() if nested else None,
         state2=inner if nested else None,
     )
-    packed = torch.empty((-(-count // 2), 1), dtype=torch.uint8, device=device)
-    weight: Any = torch.nn.Parameter(packed, requires_grad=False)
+    weight: Any = as_parameter(empty(-(-count // 2), 1, dtype=torch.uint8))
     weight.quant_state, weight.bnb_quantized, weight.compress_statistics = state, True, nested
     weight.quant_type, weight.blocksize, weight.quant_storage = "nf4", NF4_BLOCK, torch.uint8
     _pose_as(weight, "Params4bit")
@@ -158,14 +165,14 @@ def _class_named(name: str, base: Any) -> Any:
     return base if base.__name__ == name else type(name, (base,), {})
 
 
-def _pack_int8(module: Any, device: str) -> None:
-    packed = torch.empty(module.out_features, module.in_features, dtype=torch.int8, device=device)
-    weight: Any = torch.nn.Parameter(packed, requires_grad=False)
+def _pack_int8(module: Any, placed: Placed) -> None:
+    shape = (module.out_features, module.in_features)
+    weight: Any = as_parameter(placed(torch.empty(shape, dtype=torch.int8, device="meta")))
     weight.CB = weight.SCB = None
     weight.has_fp16_weights = False
     _pose_as(weight, "Int8Params")
     module.weight = weight
     module.state.CB = weight.data
-    module.state.SCB = torch.empty(module.out_features, device=device)
+    module.state.SCB = placed(torch.empty(module.out_features, device="meta"))
     # Columns of outliers are found by value, which a fake tensor lacks; they are a thousandth of all columns.
     module.state.threshold = 0.0

@@ -9,12 +9,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from autopeft.memory.allocator import MIN_BLOCK_BYTES
-from autopeft.memory.tracing.costs import KernelLedger
+from autopeft.memory.tracing.costs import KernelLedger, bookings_of
+from autopeft.memory.tracing.shapes import Remembered, ShapeMemory, made
 from autopeft.memory.tracing.values import value_read
+
+_DEVICE = torch.ops.prim.device.default
+
+
+def _tensors(result: Any) -> list[torch.Tensor]:
+    if isinstance(result, torch.Tensor):
+        return [result]
+    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +95,22 @@ class AllocationRecorder(TorchDispatchMode):  # type: ignore[misc]  # torch is n
         """Spares every operation the wrapper that torch puts around modes for its compiler, which nothing here uses."""
         return False
 
-    def __init__(self, now: Callable[[], Moment], describe: Callable[[str], str] = str) -> None:
+    def __init__(
+        self,
+        now: Callable[[], Moment],
+        describe: Callable[[str], str] = str,
+        fakes: tuple[FakeTensorMode, ShapeMemory] | None = None,
+    ) -> None:
+        """Makes a recorder.
+
+        Args:
+            now: returns the current moment.
+            describe: returns an operation's name for people.
+            fakes: the mode of the fake tensors that are watched, and what is known of their shapes; None watches
+                tensors of any kind, and every call is made.
+        """
         super().__init__()
+        self._fakes = fakes
         self.ledger = KernelLedger()
         self.events: list[tuple[bool, Allocation, Moment]] = []
         self.peaks: dict[Moment, PartPeak] = {}
@@ -98,13 +122,32 @@ class AllocationRecorder(TorchDispatchMode):  # type: ignore[misc]  # torch is n
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        known, value = value_read(func, args, kwargs or {})
-        result = value if known else func(*args, **(kwargs or {}))
-        leaves = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        if func is _DEVICE:
+            return args[0].device  # the autograd engine asks for it as often as for everything else together
+        named = kwargs or {}
+        result, remembered = self._result(func, args, named)
+        leaves = _tensors(result)
         moment = self._now()
         self.add(leaves, operation=func, moment=moment)
-        self.ledger.book(moment, func, args, kwargs or {}, leaves)
+        in_optimizer = moment.phase == "optimizer"
+        bookings = None if remembered is None else remembered.bookings.get(in_optimizer)
+        if bookings is None:
+            bookings = bookings_of(func, args, named, leaves, in_optimizer=in_optimizer)
+            if remembered is not None:
+                remembered.bookings[in_optimizer] = bookings
+        self.ledger.book(moment.name, bookings)
         return result
+
+    def _result(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Remembered | None]:
+        """Returns what an operator makes, from memory where it depends on shapes alone, and what is remembered."""
+        mode, shapes = self._fakes or (None, None)
+        call = shapes.call(func, args, kwargs) if shapes else None
+        remembered = shapes.recall(call) if shapes and call else None
+        if call and remembered:
+            return made(remembered, call, mode), remembered
+        known, value = value_read(func, args, kwargs)
+        result = value if known else func(*args, **kwargs)
+        return result, shapes.learn(func, call, result) if shapes and call else None
 
     def add(
         self, tensors: Iterable[torch.Tensor], component: str = "", *, operation: Any = "", moment: Moment | None = None

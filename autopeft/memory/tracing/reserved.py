@@ -75,31 +75,28 @@ def _together(events: Sequence[LabelledEvent]) -> Iterator[Sequence[LabelledEven
 
 
 def _replayed(events: Sequence[LabelledEvent], request: TraceRequest) -> Reserved:
-    free = replay(list(_training(events, request, rehearsed=not request.style.cache_emptied))).peak_reserved_bytes
+    update, step = _first(events, WARM_UP.phase), _first(events, STEP_PHASES[0])
+    load, first_update, whole_step = (
+        memory_events(part) for part in (events[:update], events[update:step], events[step:])
+    )
+    cleared = [MemoryEvent("empty_cache")] if request.style.cache_emptied else []
+    rehearsal = [] if cleared else _rehearsal(events[step:])
+    free = replay([*load, *rehearsal, *first_update, *cleared, *whole_step]).peak_reserved_bytes
     # What an earlier step left in the cache is given back before more is asked for.
-    pressed = replay(list(_training(events, request, rehearsed=False)), _PRESSED).peak_reserved_bytes
+    pressed = replay([*load, *first_update, *cleared, *whole_step], _PRESSED).peak_reserved_bytes
     return Reserved(free, min(free, pressed))
-
-
-def _training(events: Sequence[LabelledEvent], request: TraceRequest, *, rehearsed: bool) -> Iterator[MemoryEvent]:
-    """Puts a forward and backward before the first update, which the trace spares itself, if ``rehearsed``."""
-    update = _first(events, WARM_UP.phase)
-    step = _first(events, STEP_PHASES[0])
-    yield from memory_events(events[:update])
-    if rehearsed:
-        yield from _rehearsal(events)
-    yield from memory_events(events[update:step])
-    if request.style.cache_emptied:
-        yield MemoryEvent("empty_cache")
-    yield from memory_events(events[step:])
 
 
 def _first(events: Sequence[LabelledEvent], segment: str) -> int:
     return next((i for i, event in enumerate(events) if event.segment == segment), 0)
 
 
-def _rehearsal(events: Sequence[LabelledEvent]) -> Iterator[MemoryEvent]:
-    """Returns the events of forward and backward with ids of their own; what lives on after them is let go of."""
+def _rehearsal(events: Sequence[LabelledEvent]) -> list[MemoryEvent]:
+    """Returns the forward and backward that come before the first update, which the trace spares itself.
+
+    Their ids are their own; what lives on after them is let go of.
+    """
+    rehearsed: list[MemoryEvent] = []
     live: dict[int, None] = {}
     for segment, _, action, number, size_bytes in events:
         if segment not in STEP_PHASES:
@@ -107,9 +104,8 @@ def _rehearsal(events: Sequence[LabelledEvent]) -> Iterator[MemoryEvent]:
         own = -1 - number
         if action == "allocate":
             live[own] = None
-            yield MemoryEvent("allocate", own, size_bytes)
+            rehearsed.append(MemoryEvent("allocate", own, size_bytes))
         elif own in live:
             del live[own]
-            yield MemoryEvent("free", own)
-    for own in live:
-        yield MemoryEvent("free", own)
+            rehearsed.append(MemoryEvent("free", own))
+    return rehearsed + [MemoryEvent("free", own) for own in live]

@@ -29,6 +29,7 @@ from autopeft.memory.tracing.costs import KernelKey
 from autopeft.memory.tracing.fake_quantization import dequantizing_stand_in, scale_tensors
 from autopeft.memory.tracing.recorder import Allocation, AllocationRecorder, Moment, PartPeak
 from autopeft.memory.tracing.request import TraceRequest
+from autopeft.memory.tracing.shapes import ShapeMemory
 from autopeft.memory.tracing.target_device import kernels_of
 from autopeft.methods import MethodContext, PeftMethod, get_method
 
@@ -111,11 +112,17 @@ class ShallowTrace:
     notes: tuple[str, ...] = field(default=())
 
 
-def trace_step(request: TraceRequest, config: Any) -> ShallowTrace:
-    """Returns one training step, traced when optimizer states exist."""
-    trace = _trace(request, config, warm_forward=False)
+def trace_step(request: TraceRequest, config: Any, shapes: ShapeMemory) -> ShallowTrace:
+    """Returns one training step, traced when optimizer states exist.
+
+    Args:
+        request: what is traced.
+        config: transformers' configuration at the depth that is traced.
+        shapes: what operators make of which shapes; traces of one request may share it.
+    """
+    trace = _trace(request, config, shapes, warm_forward=False)
     # Trained parameters that no loss reaches have no gradient, and so no states: only a forward tells which.
-    return trace if trace is not None else _require(_trace(request, config, warm_forward=True))
+    return trace if trace is not None else _require(_trace(request, config, shapes, warm_forward=True))
 
 
 def _require(trace: ShallowTrace | None) -> ShallowTrace:
@@ -123,18 +130,19 @@ def _require(trace: ShallowTrace | None) -> ShallowTrace:
     return trace
 
 
-def _trace(request: TraceRequest, config: Any, *, warm_forward: bool) -> ShallowTrace | None:
+def _trace(request: TraceRequest, config: Any, shapes: ShapeMemory, *, warm_forward: bool) -> ShallowTrace | None:
     progress = Progress()
-    recorder = AllocationRecorder(progress.now, progress.describe)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    recorder = AllocationRecorder(progress.now, progress.describe, fakes=(mode, shapes))
     recorder.ledger.longest_row = request.sequence_length
     with ExitStack() as stack:
         stack.enter_context(blank_quantization_map())
         stack.enter_context(dequantizing_stand_in(request.candidate))
         model, notes = built_model(request, config)
         stack.enter_context(documents_in_rows(request))
-        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        materialize(model, request, mode)
+        stack.enter_context(mode)
         stack.enter_context(kernels_of(request.kind, recorder.ledger))
-        materialize(model, request)
         _count_weights(recorder, model, request)
         parts = _step_parts(model, request)  # LoRA-FA's optimizer freezes parameters
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

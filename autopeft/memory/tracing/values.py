@@ -32,6 +32,11 @@ def value_read(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> t
     return (False, None) if readable else (True, answer(*args))
 
 
+def reads_values(func: Any) -> bool:
+    """Returns whether some calls of an operator are answered by ``value_read``."""
+    return func in _ANSWERS or func is _aten.rand.default
+
+
 def _has_values(tensor: Any) -> bool:
     if isinstance(tensor, FakeTensor):
         return getattr(tensor, "constant", None) is not None
