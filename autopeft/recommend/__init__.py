@@ -2,7 +2,7 @@
 
 from autopeft.recommend.advice import Advice, advise
 from autopeft.recommend.candidates import CandidateFactory
-from autopeft.recommend.learning_rate import lora_learning_rate
+from autopeft.recommend.learning_rate import Conditions, advised_learning_rate
 from autopeft.recommend.ranking import plain_lora, recommend
 from autopeft.recommend.reprice import price_best, reprice
 from autopeft.recommend.retrace import retrace
@@ -10,8 +10,9 @@ from autopeft.recommend.retrace import retrace
 __all__ = [
     "Advice",
     "CandidateFactory",
+    "Conditions",
     "advise",
-    "lora_learning_rate",
+    "advised_learning_rate",
     "plain_lora",
     "price_best",
     "recommend",

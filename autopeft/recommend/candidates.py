@@ -121,7 +121,10 @@ class CandidateFactory:
             InvalidInputError: for a value outside the space.
         """
         narrowing.check_values(self.drafts.space(method), values)
-        return self._solved(self.drafts.build(method, {**self.recommended(method), **values}))
+        recommended = self.recommended(method)
+        if "r" in values and "learning_rate" in recommended:
+            recommended["learning_rate"] = self.drafts.learning_rate(method, int(values["r"]))
+        return self._solved(self.drafts.build(method, {**recommended, **values}))
 
     def recipe(self, method: str, values: Values, *, lora_alpha: float) -> Candidate:
         """Returns a candidate of values that need not lie inside the space, at a ``lora_alpha`` of its own."""
@@ -281,7 +284,4 @@ class CandidateFactory:
         return min(1.0, smallest.required_bytes / self.available_bytes)
 
     def _reasons(self, candidate: Candidate) -> tuple[Claim, ...]:
-        method, device = candidate.method, self.hardware.device
-        rank = self.drafts.rank_advice(method)
-        own = choice_reasons(candidate, self.drafts.space(method), self.model, device, rank)
-        return (*own, *self.judge.claims(candidate), *self.advice.reasons)
+        return (*choice_reasons(candidate, self.drafts), *self.judge.claims(candidate), *self.advice.reasons)

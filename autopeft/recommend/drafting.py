@@ -13,7 +13,7 @@ from autopeft.methods import get_method
 from autopeft.profiling.model import resolve_target_modules
 from autopeft.recommend import narrowing
 from autopeft.recommend.advice import Advice, advised_rank, rank_choices
-from autopeft.recommend.learning_rate import advised_learning_rate
+from autopeft.recommend.learning_rate import Conditions, advised_learning_rate
 from autopeft.spaces import is_candidate_field, spaces_for
 from autopeft.specs import (
     Candidate,
@@ -103,10 +103,20 @@ class Drafts:
         """Returns the recommended value of every knob of a method, whatever the memory."""
         space = self.space(method)
         values = {name: distribution.default for name, distribution in space.parameters.items()}
-        if "learning_rate" in values:
-            values["learning_rate"] = advised_learning_rate(self.model, space)
         rank = self.rank_advice(method)
-        return values if rank is None else values | {"r": rank[0]}
+        if rank is not None:
+            values["r"] = rank[0]
+        if "learning_rate" in values:
+            values["learning_rate"] = self.learning_rate(method, rank[0] if rank else None)
+        return values
+
+    def learning_rate(self, method: str, r: int | None) -> float:
+        """Returns the advised learning rate of a method at a rank (None for a method without one)."""
+        return advised_learning_rate(self.model, self.space(method), self.conditions(r))
+
+    def conditions(self, r: int | None) -> Conditions:
+        """Returns what a learning rate depends on here, besides model and method."""
+        return Conditions(r=r, effective_batch_size=self.advice.effective_batch_size, steps=self.advice.steps)
 
     def rank_advice(self, method: str) -> tuple[int, Claim] | None:
         """Returns the advised rank and why; None for a method without a rank, or if every rank is too high."""

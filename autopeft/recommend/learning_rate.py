@@ -3,61 +3,82 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+from autopeft.recommend.priors import LearningRatePrior, loosest, priors
 from autopeft.specs import Basis, Claim, Distribution, MethodSpace, ModelSpec
 
-REFERENCE_HIDDEN_SIZE = 4096
-LEARNING_RATE_AT_REFERENCE = 3.901e-4
-HIDDEN_SIZE_EXPONENT = -0.303
-ERROR_FACTOR = 1.51
-"""What ``benchmarks/learning_rate_prior.py`` finds; a test compares them."""
-
-FITTED_HIDDEN_SIZES = (576, 5120)
-"""Smallest and largest width among the fitted models; outside them the rule is extrapolated."""
+SOURCE = "profiles/evidence/learning_rates.csv"
 
 
-def lora_learning_rate(hidden_size: int) -> float:
-    """Returns the best learning rate of plain LoRA at scaling 1 (``lora_alpha`` = r) that sweeps suggest.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What a learning rate depends on besides the model and the method.
 
-    learning_rate = 3.9e-4 * (hidden_size / 4096) ** -0.30
-
-    Least squares on the best learning rates of 15 models: 13 of the Tinker cookbook's sweep (Tulu 3, batch 128,
-    ranks 16 to 128 at alpha 32, so around scaling 1), gemma-3-1b of arXiv 2602.04998 (math, batches 16 to 128) and
-    SmolLM2-135M, measured by this project. Fitted without a model, the rule misses that model's optimum by a factor of
-    1.51 (geometric mean), 12 of 15 times by less than two; a constant would miss by 1.54, so the width explains little
-    among models above 1 B and matters for small ones.
-
-    Leaves out the batch size (gemma's best rate grows with about the 0.6th power of it between 16 and 128; for other
-    models nobody published it), the rank, the length of the training, the data and the architecture.
+    Attributes:
+        r: rank; None for full fine-tuning.
+        effective_batch_size: rows of an optimizer step.
+        steps: optimizer steps of one full training.
     """
-    return LEARNING_RATE_AT_REFERENCE * math.pow(hidden_size / REFERENCE_HIDDEN_SIZE, HIDDEN_SIZE_EXPONENT)
+
+    r: int | None
+    effective_batch_size: int
+    steps: int
+
+    def named(self, scaling: float | None) -> dict[str, float]:
+        """Returns the conditions under the names of the prior; plain LoRA's reference stands for a missing rank.
+
+        ``lora_alpha`` is the one with which plain LoRA has this scaling at this rank.
+        """
+        reference = priors().learning_rate.reference
+        rank = reference["rank"] if self.r is None else float(self.r)
+        return {
+            "rank": rank,
+            "lora_alpha": reference["lora_alpha"] if self.r is None else rank * (scaling or 1.0),
+            "batch_size": float(self.effective_batch_size),
+            "steps": float(self.steps),
+        }
 
 
-def advised_learning_rate(model: ModelSpec, space: MethodSpace) -> float:
+def advised_learning_rate(model: ModelSpec, space: MethodSpace, conditions: Conditions) -> float:
     """Returns the learning rate to start a method with, to two digits, inside the space's range.
 
-    The product of learning rate and scaling decides how far the weights move, so a method at another scaling starts
-    at LoRA's rate divided by it; ``learning_rate_factor`` is the method's own.
+    It is plain LoRA's at the same rank, scaling, batch and steps (``LearningRatePrior.rate``), times the method's own
+    ``learning_rate_factor``.
     """
-    rate = lora_learning_rate(model.hidden_size) * space.learning_rate_factor / (space.scaling or 1.0)
+    rate = priors().learning_rate.rate(model, conditions.named(space.scaling)) * space.learning_rate_factor
     return _inside(float(f"{rate:.1e}"), space.parameters.get("learning_rate"))
 
 
-def learning_rate_claim(model: ModelSpec, space: MethodSpace, learning_rate: float) -> Claim:
+def learning_rate_claim(model: ModelSpec, space: MethodSpace, conditions: Conditions, learning_rate: float) -> Claim:
     """Returns one sentence on a learning rate: where it comes from and how far to trust it."""
-    advised = advised_learning_rate(model, space)
+    advised = advised_learning_rate(model, space, conditions)
     if not math.isclose(learning_rate, advised):
         text = f"learning rate {learning_rate:.1e} was given; published sweeps point to {advised:.1e}"
         return Claim(about="learning_rate", text=text, basis="asked")
-    low, high = FITTED_HIDDEN_SIZES
-    inside = low <= model.hidden_size <= high and model.kind == "causal_lm"
+    prior = priors().learning_rate
     factor = "" if space.learning_rate_factor == 1 else f", times {space.learning_rate_factor:g} for {space.method}"
+    basis = loosest(prior.basis(model, conditions.named(space.scaling)), space.learning_rate_basis)
     text = (
-        f"learning rate {learning_rate:.1e}: LoRA sweeps of 15 models, at width {model.hidden_size}"
-        f"{factor}, good to a factor of {ERROR_FACTOR:g} on average; the search tunes it"
+        f"learning rate {learning_rate:.1e}: LoRA sweeps of {len(prior.models)} models, brought to "
+        f"{_place(model, prior)}, batch {conditions.effective_batch_size}, {conditions.steps} steps{factor}; "
+        f"{_trust(basis, prior)}"
     )
-    basis: Basis = "interpolated" if inside else "extrapolated"
-    return Claim(about="learning_rate", text=text, basis=basis, source="docs/advice.md")
+    return Claim(about="learning_rate", text=text, basis=basis, source=SOURCE)
+
+
+def _place(model: ModelSpec, prior: LearningRatePrior) -> str:
+    family = prior.family_of(model)
+    return f"width {model.hidden_size}, family {family or 'unknown'}"
+
+
+def _trust(basis: Basis, prior: LearningRatePrior) -> str:
+    if basis == "measured":
+        return f"of this very model and batch; half or twice as much costs about {prior.cost_of_double:.1%} of the loss"
+    error = prior.error_factor if basis == "interpolated" else prior.new_family_error_factor
+    return (
+        f"off by a factor of {error:.1f} on average; a factor of 2 costs about {prior.cost_of_double:.1%} of the loss"
+    )
 
 
 def _inside(rate: float, distribution: Distribution | None) -> float:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from autopeft.memory.storage import quantization_problem
 from autopeft.profiling.model import adapted_layers
+from autopeft.recommend.drafting import Drafts
 from autopeft.recommend.learning_rate import learning_rate_claim
+from autopeft.recommend.priors import Effect, priors
 from autopeft.specs import Basis, Candidate, Claim, Device, MethodSpace, ModelSpec
 
-PEFT_COMPARISON = "https://github.com/huggingface/peft/tree/main/method_comparison"
-QLORA = "https://arxiv.org/abs/2305.14314"
+QUALITY = "profiles/evidence/quality.csv"
 MEMORY_MODEL = "docs/memory-model.md"
 
 
-def choice_reasons(
-    candidate: Candidate, space: MethodSpace, model: ModelSpec, device: Device, rank_advice: tuple[int, Claim] | None
-) -> tuple[Claim, ...]:
+def choice_reasons(candidate: Candidate, drafts: Drafts) -> tuple[Claim, ...]:
     """Returns one claim for each choice that is the candidate's own."""
+    space, model, device = drafts.space(candidate.method), drafts.model, drafts.device
     claims = (
-        _method_claim(space),
-        _rank_claim(candidate, rank_advice),
-        learning_rate_claim(model, space, candidate.learning_rate),
+        _method_claim(space, model),
+        _rank_claim(candidate, drafts.rank_advice(candidate.method)),
+        learning_rate_claim(model, space, drafts.conditions(candidate.r), candidate.learning_rate),
         _target_claim(candidate, model),
         _quantization_claim(candidate, model, device),
         _dtype_claim(candidate, device),
@@ -28,11 +28,22 @@ def choice_reasons(
     return tuple(claim for claim in claims if claim is not None)
 
 
-def _method_claim(space: MethodSpace) -> Claim:
+def _method_claim(space: MethodSpace, model: ModelSpec) -> Claim:
     asked = (
         "" if space.searched_by_default else f"; `autopeft run` trains it only when asked for: --method {space.method}"
     )
-    return Claim(about="method", text=f"{space.method}: {space.summary}{asked}", basis="judgement")
+    text = f"{space.method}: {space.summary}"
+    effect = priors().quality.effects.get(space.method)
+    if effect is None:
+        return Claim(about="method", text=text + asked, basis="judgement")
+    text = f"{text}; against plain LoRA on the same base {_found(effect)}{asked}"
+    return Claim(about="method", text=text, basis=effect.basis(model), source=QUALITY)
+
+
+def _found(effect: Effect) -> str:
+    """Returns what the evidence says of an effect, and how little of it is fair."""
+    tuned = "never with both tuned" if effect.tuned_points is None else f"{effect.tuned_points:+.1f} with both tuned"
+    return f"{effect.points:+.1f} points ({effect.comparisons} comparisons of {effect.sources} sources; {tuned})"
 
 
 def _rank_claim(candidate: Candidate, advice: tuple[int, Claim] | None) -> Claim | None:
@@ -57,14 +68,17 @@ def _target_claim(candidate: Candidate, model: ModelSpec) -> Claim:
         if wide
         else " alone: less memory and time, and less learnt than on all linear layers"
     )
-    text = f"adapters on {targeted}{effect}"
-    return Claim(about="target_modules", text=text, basis="extrapolated", source=PEFT_COMPARISON)
+    found = priors().quality.effects["attention"]
+    text = f"adapters on {targeted}{effect} (attention alone: {_found(found)})"
+    basis: Basis = "measured" if found.basis(model) == "measured" else "extrapolated"
+    return Claim(about="target_modules", text=text, basis=basis, source=QUALITY)
 
 
 def _quantization_claim(candidate: Candidate, model: ModelSpec, device: Device) -> Claim:
     if candidate.quantization == "nf4":
-        text = "nf4 base, double quantization: a quarter of the 16-bit weights for a few tenths of a point of quality"
-        return _quantization(text, "extrapolated", QLORA)
+        effect = priors().quality.effects["nf4"]
+        text = f"nf4 base, double quantization: a quarter of the 16-bit weights; LoRA on it {_found(effect)}"
+        return _quantization(text, effect.basis(model), QUALITY)
     if candidate.quantization == "int8":
         return _quantization("int8 base: half of the 16-bit weights", "computed", MEMORY_MODEL)
     missing = quantization_problem("nf4", model, device)

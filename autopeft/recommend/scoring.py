@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 from autopeft.specs import Candidate, Quantization
 
-QUANTIZATION_POINTS: dict[Quantization, float] = {"none": 0.0, "int8": -0.1, "nf4": -0.2}
-"""nf4 with double quantization scored 53.1 against 53.0 for a 16-bit base (mean MMLU of eight trainings, arXiv
-2305.14314 table 4), a GLUE or code task can lose some tenths; int8 in between is a judgement."""
+QUANTIZATION_POINTS: dict[Quantization, float] = {"none": 0.0, "int8": -0.1, "nf4": -0.6}
+"""nf4 as fitted (profiles/priors.yaml): LoRA on it against LoRA on 16 bits, 83 comparisons of five sources, which
+disagree: nothing for LLaMA (arXiv 2305.14314) and the models of LLaMA-Factory (arXiv 2403.13372), a point for DeBERTa
+(arXiv 2310.08659), three on GSM8K (LoftQ's README). int8 is a judgement."""
 
-HALVED_RANK_POINTS = 0.35
-"""For each halving below the advised rank: a judgement. Between ranks 4 and 64 the loss falls by about 1 % (Tinker
-sweep, models of 8 B)."""
+HALVED_RANK_POINTS = 0.2
+"""For each halving below the advised rank, as fitted (profiles/priors.yaml); the loss rises by 0.14 % on the median."""
 
-ATTENTION_ONLY_POINTS = 1.0
-"""Adapters on attention alone stay behind those on the MLP at equal parameters ("LoRA Without Regret"; Hugging Face's
-PEFT comparison: rank 10 on the MLP 49.4 %, rank 32 on q and v 47.8 %)."""
+ATTENTION_ONLY_POINTS = 0.7
+"""Adapters on attention alone against all linear layers at equal rank, as fitted (profiles/priors.yaml): six
+comparisons of two sources, shrunk; "LoRA Without Regret" finds the same direction."""
 
 HALVED_LENGTH_POINTS = 2.0
 """Rows are cut where nothing fits otherwise. What is cut is not learnt: a judgement, more than the lowest rank on
@@ -75,11 +75,11 @@ class CostWeights:
 def score_terms(parts: ScoreParts, weights: CostWeights) -> dict[str, float]:
     """Returns the points of a candidate by what they are for; their sum is its score.
 
-    method + situation + quantization - 0.35 * halvings - 1.0 * narrow - 2.0 * halved lengths
+    method + situation + quantization - 0.2 * halvings - 0.7 * narrow - 2.0 * halved lengths
         - doubled_time * log2(relative time) - memory_share * share - doubled_memory * log2(relative memory)
 
-    Of one form every term can only grow with the memory that is available. A judgement, not a fit: no term is known to
-    better than half a point, so the search decides.
+    Of one form every term can only grow with the memory that is available. The quality terms are fitted, time
+    and memory are judgements; a left-out source is missed by 0.9 points (docs/advice.md), so the search decides.
     """
     memory = weights.memory_share * parts.memory_share + weights.doubled_memory * math.log2(parts.relative_memory)
     return {

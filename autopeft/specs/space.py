@@ -64,7 +64,8 @@ class MethodSpace:
         parameters: searched knobs by name; a name that is a field of Candidate sets it, others go to its options.
         fixed: settings that are not searched.
         scaling: effective scale of the update at the start; ``lora_alpha`` follows from it and r. None without one.
-        learning_rate_factor: recommended learning rate as a multiple of plain LoRA's at equal scaling.
+        learning_rate_factor: recommended learning rate as a multiple of plain LoRA's at equal rank and scaling.
+        learning_rate_basis: what the factor rests on.
         step_time_ratio: seconds of one step as a multiple of plain LoRA's at the same rank and targets.
         quality_prior_points: expected task quality against plain LoRA on the same base, in points, both tuned; 0 where
             nothing was measured fairly.
@@ -82,6 +83,7 @@ class MethodSpace:
     fixed: dict[str, OptionValue] = field(default_factory=dict)
     scaling: float | None = 1.0
     learning_rate_factor: float = 1.0
+    learning_rate_basis: Basis = "judgement"
     step_time_ratio: float = 1.0
     quality_prior_points: float = 0.0
     situations: tuple[Situation, ...] = ()

@@ -250,7 +250,7 @@ def test_the_score_is_the_documented_sum():
         relative_time=2.0,
         memory_share=0.5,
     )
-    assert score(parts) == pytest.approx(0.2 - 0.2 - 0.35 - 1.0 - 1.0 - 0.1)
+    assert score(parts) == pytest.approx(0.2 - 0.6 - 0.2 - 0.7 - 1.0 - 0.1)
 
 
 def test_lora_comes_before_dora_where_both_fit_since_dora_takes_longer(plan):

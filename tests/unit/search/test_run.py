@@ -224,7 +224,9 @@ class _Narrow:
         self.first = next(entry for entry in plan.candidates if entry.candidate.method == "lora")
 
     def candidate(self, method, values):
-        return dataclasses.replace(self.first.candidate, r=values["r"], lora_alpha=float(values["r"]))
+        return dataclasses.replace(
+            self.first.candidate, r=values["r"], lora_alpha=float(values["r"]), learning_rate=1e-3
+        )
 
     def price(self, candidate):
         if candidate.r == 64:
