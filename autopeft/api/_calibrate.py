@@ -261,6 +261,7 @@ def _job(trial: _Trial, folder: Path) -> Job:
         columns=data.columns if data else {"text": "text"},
         max_length=trial.candidate.max_length,
         device=trial.device.kind,
+        device_selector=trial.device.selector,
         memory_limit_bytes=trial.limit_bytes,
         cache_folder=str(cache_folder()),
         choose_rows=_HELD_OUT_ROWS,

@@ -181,14 +181,19 @@ def _plan_for_this_machine(plan: Recommendation) -> Recommendation:
 
     Its data files are named so that the run can be resumed from any folder.
     """
+    from autopeft.engine.device import unverified_note
     from autopeft.profiling.hardware import load_hardware
     from autopeft.recommend import reprice
 
     files = tuple(str(Path(file).absolute()) for file in plan.data.files)
     plan = replace(plan, data=replace(plan.data, files=files))
-    present = load_hardware("auto")
+    present = load_hardware("cpu" if plan.inputs.hardware.strip().lower() == "cpu" else "auto")
+    unverified = unverified_note(present.device.kind)
+    if unverified is not None:
+        logger.warning("%s", unverified)
     if _same_device(plan.hardware, present):
-        return plan
+        # Of several like devices another one can be the free one now.
+        return replace(plan, hardware=present)
     renewed = reprice(plan, present)
     for note in renewed.notes[:1]:
         logger.info("%s", note)

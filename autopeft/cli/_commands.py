@@ -126,7 +126,7 @@ def methods(as_json: bool) -> None:
 @click.argument("name", required=False)
 @json_option
 def hardware(name: str | None, as_json: bool) -> None:
-    """Shows this machine, or a known device by NAME."""
+    """Shows this machine, or known devices by NAME: rtx-4090, or "2x rtx-4090 + rtx-3090"."""
     from autopeft.profiling.hardware import hardware_names, load_hardware
     from autopeft.report.tables import hardware_table
 

@@ -22,7 +22,7 @@ else:
     _BytesType = _DurationType = _ColumnsType = click.ParamType
 
 MODEL_HELP = "Hub id, local folder, .gguf file, or a name from `autopeft model`."
-HARDWARE_HELP = "auto, a name from `autopeft hardware`, or a YAML file."
+HARDWARE_HELP = "auto, cpu, names from `autopeft hardware` (2x rtx-4090 + a10), or a YAML file."
 COLUMN_HELP = "Maps a column, e.g. prompt=question; repeatable."
 
 

@@ -8,7 +8,7 @@ from autopeft.errors import HardwareError
 
 # The empty text and -1 are CUDA's own; Slurm writes NoDevFiles into jobs that asked for no GPU.
 _HIDES_ALL = frozenset({"", "-1", "NoDevFiles"})
-INSTEAD = "to plan without it, name a device (autopeft hardware lists them) or set CUDA_VISIBLE_DEVICES to nothing"
+INSTEAD = "to plan without it, name a device (autopeft hardware lists them), or give --hardware cpu for the processor"
 
 
 def hides_all(visible: str | None) -> bool:
@@ -16,7 +16,12 @@ def hides_all(visible: str | None) -> bool:
     return visible is not None and visible.split(",")[0].strip() in _HIDES_ALL
 
 
-def visible_indices(visible: str | None, uuids: Sequence[str], parents: Sequence[int] | None = None) -> list[int]:
+def visible_indices(
+    visible: str | None,
+    uuids: Sequence[str],
+    parents: Sequence[int] | None = None,
+    variable: str = "CUDA_VISIBLE_DEVICES",
+) -> list[int]:
     """Returns the positions in ``uuids`` that the value of CUDA_VISIBLE_DEVICES selects, in its order.
 
     As in CUDA, an entry is a GPU's number, the beginning of one GPU's UUID or the whole UUID of a MIG instance; a GPU
@@ -27,6 +32,7 @@ def visible_indices(visible: str | None, uuids: Sequence[str], parents: Sequence
         visible: None selects all.
         uuids: of all devices, in the driver's order; MIG instances in place of the GPU that they divide.
         parents: number of the GPU that each device is or is a part of; None where nothing is split.
+        variable: whose value it is; AMD's follow the same rules.
     """
     if visible is None:
         return list(range(len(uuids)))
@@ -39,7 +45,7 @@ def visible_indices(visible: str | None, uuids: Sequence[str], parents: Sequence
         if index is None or index in chosen:
             problem = "names no single device of this machine" if index is None else "stands there twice"
             raise HardwareError(
-                f"CUDA_VISIBLE_DEVICES={visible!r}: {entry!r} {problem}; allowed are 0 to {max(numbers)}"
+                f"{variable}={visible!r}: {entry!r} {problem}; allowed are 0 to {max(numbers)}"
                 f" and {', '.join(uuids)}; {INSTEAD}"
             )
         chosen.append(index)

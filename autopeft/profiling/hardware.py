@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from autopeft.errors import UnknownNameError
-from autopeft.profiling._catalogue import (
-    FOLDER,
-    DeviceRecord,
-    Feature,
-    find_by_driver_name,
-    find_by_spoken_name,
-    read_device,
-    to_device,
-    to_profile,
-    variants_of,
-)
-from autopeft.profiling._host import HostFacts, probe_host
-from autopeft.profiling._links import describe_link, narrowest
-from autopeft.profiling._nvml import CudaDevice, CudaDevices, Partition, probe_cuda
+from autopeft.errors import HardwareError, UnknownNameError
+from autopeft.profiling._catalogue import FOLDER, find_by_driver_name, find_by_spoken_name, read_device, to_profile
+from autopeft.profiling._probe import probe_hardware, probe_processor
 from autopeft.resources import yaml_files
-from autopeft.specs import Device, HardwareProfile, Link
-from autopeft.units import format_gib
+from autopeft.specs import HardwareProfile
+
+__all__ = ["MOST_DEVICES", "catalogue_entry", "hardware_names", "load_hardware", "probe_hardware"]
+
+MOST_DEVICES = 64
+"""More of one device in one machine are taken for a slip of the pen."""
+
+_HERE = {"auto": probe_hardware, "cpu": probe_processor}
 
 
 def hardware_names() -> tuple[str, ...]:
@@ -35,22 +29,72 @@ def load_hardware(text: str) -> HardwareProfile:
     """Returns the hardware that an option such as ``--hardware`` means.
 
     Args:
-        text: ``auto`` for this machine, a name or alias of the catalogue (``rtx-4090``), or the path of a YAML file
-            with the catalogue's keys (ending in .yaml or .yml).
+        text: ``auto`` for this machine, ``cpu`` for its processor alone, a name or alias of the catalogue
+            (``rtx-4090``), the path of a YAML file with the catalogue's keys (ending in .yaml or .yml), or several
+            devices of one machine: ``2x rtx-4090``, ``rtx-4090 + rtx-3090``, ``4x mine.yaml``.
 
     Raises:
-        UnknownNameError: with the closest names, if it is none of these.
-        HardwareError: if the file cannot be read, a key of it is wrong, or this machine cannot be probed.
+        UnknownNameError: with the closest names, if a name is none of these.
+        HardwareError: if the file cannot be read, a key of it is wrong, a count is not possible, or this machine cannot
+            be probed.
     """
     wanted = text.strip()
-    if wanted.lower() == "auto":
-        return probe_hardware()
-    if wanted.lower().endswith((".yaml", ".yml")):
-        return to_profile(read_device(Path(wanted).expanduser()), "file")
-    record = find_by_spoken_name(wanted)
-    if record is None:
-        raise UnknownNameError("hardware", wanted, ("auto", *hardware_names()), "autopeft hardware")
-    return to_profile(record, "catalogue")
+    if wanted.lower() in _HERE:
+        return _HERE[wanted.lower()]()
+    if _is_file(wanted) and Path(wanted).expanduser().exists():
+        return _one(wanted)
+    parts = [(count, name, _one(name)) for count, name in _counted(wanted)]
+    if len(parts) == 1 and parts[0][0] == 1:
+        return parts[0][2]
+    return _together(parts)
+
+
+def _is_file(name: str) -> bool:
+    return name.lower().endswith((".yaml", ".yml"))
+
+
+def _one(name: str) -> HardwareProfile:
+    if _is_file(name):
+        return to_profile(read_device(Path(name).expanduser()), "file")
+    record = find_by_spoken_name(name)
+    if record is not None:
+        return to_profile(record, "catalogue")
+    if name.lower() in _HERE:
+        raise HardwareError(f"{name!r} means this machine as it is and cannot be combined or multiplied")
+    raise UnknownNameError("hardware", name, (*_HERE, *hardware_names()), "autopeft hardware")
+
+
+def _counted(wanted: str) -> Iterator[tuple[int, str]]:
+    """Yields the parts of ``2x rtx-4090 + rtx-3090`` as counts and names."""
+    for part in wanted.split("+"):
+        match = re.fullmatch(r"(?:(\d+)\s*[xX\u00d7*]\s*)?(\S.*)", part.strip())
+        if match is None:
+            raise HardwareError(
+                f"{wanted!r} names no hardware between its + signs; write for example 2x rtx-4090 + rtx-3090"
+            )
+        count = int(match[1] or 1)
+        if not 1 <= count <= MOST_DEVICES:
+            raise HardwareError(f"{part.strip()!r}: {count} devices are not possible; allowed are 1 to {MOST_DEVICES}")
+        yield count, match[2]
+
+
+def _together(parts: list[tuple[int, str, HardwareProfile]]) -> HardwareProfile:
+    """Returns the devices of several profiles as those of one machine, in the order they were named."""
+    names = [f"{count}x {profile.name}" if count > 1 else profile.name for count, _, profile in parts]
+    profiles = [profile for _, _, profile in parts]
+    dates = [profile.checked for profile in profiles if profile.checked]
+    return HardwareProfile(
+        name=" + ".join(names),
+        origin="file" if any(profile.origin == "file" for profile in profiles) else "catalogue",
+        devices=tuple(device for count, _, profile in parts for device in profile.devices * count),
+        source="\n".join(dict.fromkeys(_sourced(profile) for profile in profiles)),
+        checked=min(dates, default=None),
+        notes=("what links the devices is not known",),
+    )
+
+
+def _sourced(profile: HardwareProfile) -> str:
+    return "\n".join(f"{profile.name}: {line}" for line in profile.source.splitlines() or ["not stated"])
 
 
 def catalogue_entry(device_name: str, memory_bytes: int | None = None) -> HardwareProfile | None:
@@ -65,129 +109,3 @@ def catalogue_entry(device_name: str, memory_bytes: int | None = None) -> Hardwa
     """
     record = find_by_driver_name(device_name, memory_bytes)
     return to_profile(record, "catalogue") if record else None
-
-
-def probe_hardware() -> HardwareProfile:
-    """Returns this machine: the visible CUDA devices, or else the host processor with a note why.
-
-    Raises:
-        HardwareError: if there is an NVIDIA driver but it cannot be used.
-    """
-    host = probe_host()
-    cuda = probe_cuda(os.environ)
-    return _cuda_profile(cuda, host) if cuda.devices else _cpu_profile(cuda.notes, host)
-
-
-def _cuda_profile(cuda: CudaDevices, host: HostFacts) -> HardwareProfile:
-    matches = [(found, *_match(found)) for found in cuda.devices]
-    doubts = [doubt for _, _, doubt in matches if doubt]
-    interconnect, link_notes = _interconnect(cuda)
-    sources = [f"bandwidth and FLOP/s: the catalogue's {record.name}" for _, record, _ in matches if record]
-    notes = (*cuda.notes, *doubts, *_partition_notes(cuda), *link_notes, *host.notes)
-    return HardwareProfile(
-        name=cuda.devices[0].name,
-        origin="probed",
-        devices=tuple(_cuda_device(found, record) for found, record, _ in matches),
-        host_memory_bytes=host.total_memory_bytes,
-        host_cores=host.profile.logical_cores,
-        interconnect=None if interconnect is None else describe_link(interconnect),
-        interconnect_bytes_per_second=None if interconnect is None else interconnect.bytes_per_second,
-        source="; ".join(dict.fromkeys(["NVIDIA driver (NVML)", *sources])),
-        notes=tuple(dict.fromkeys(notes)),
-        driver_version=cuda.driver_version,
-        cuda_version=cuda.cuda_version,
-        host=host.profile,
-    )
-
-
-def _interconnect(cuda: CudaDevices) -> tuple[Link | None, tuple[str, ...]]:
-    """Returns the link that limits an exchange between all devices, and what is not known of it."""
-    if len(cuda.devices) < 2:
-        return None, ()
-    if cuda.all_peers:
-        return narrowest([device.peer_link for device in cuda.devices]), ()
-    found = narrowest([device.host_link for device in cuda.devices])
-    if any(device.peer_link for device in cuda.devices):
-        return found, ("NVLink joins only some of the GPUs; the slower path between the others is shown",)
-    return found, () if found else ("the driver does not tell what links the GPUs",)
-
-
-def _partition_notes(cuda: CudaDevices) -> tuple[str, ...]:
-    if not any(device.partition for device in cuda.devices):
-        return ()
-    return ("one process can use a single MIG instance; its speeds are taken as its share of the whole GPU's",)
-
-
-def _cuda_device(found: CudaDevice, record: DeviceRecord | None) -> Device:
-    """Returns a probed device; what the driver reports goes before what the catalogue says."""
-    known = record or DeviceRecord(name=found.name, kind="cuda", memory=found.total_memory_bytes)
-    device = to_device(dataclasses.replace(known, compute_capability=found.compute_capability))
-    if found.partition is not None:
-        device = _share_of(device, found.partition)
-    return dataclasses.replace(
-        device,
-        name=found.name,
-        total_memory_bytes=found.total_memory_bytes,
-        free_memory_bytes=found.free_memory_bytes,
-        power_watts=device.power_watts or found.default_power_watts,
-        uuid=found.uuid,
-        partition_of=None if found.partition is None else found.partition.gpu_name,
-        used_memory_bytes=found.used_memory_bytes,
-        processes=found.processes,
-        has_ecc=found.has_ecc,
-        power_limit_watts=found.power_limit_watts,
-        max_clock_mhz=found.max_clock_mhz,
-        clock_limit_mhz=found.clock_limit_mhz,
-        host_link=found.host_link,
-    )
-
-
-def _share_of(device: Device, partition: Partition) -> Device:
-    """Returns a device with the speeds of a part of it."""
-    bandwidth, price, watts = device.memory_bandwidth_bytes_per_second, device.price_usd_per_hour, device.power_watts
-    return dataclasses.replace(
-        device,
-        memory_bandwidth_bytes_per_second=bandwidth and bandwidth * partition.memory_share,
-        peak_flops={dtype: flops * partition.compute_share for dtype, flops in device.peak_flops.items()},
-        price_usd_per_hour=price and price * partition.compute_share,
-        power_watts=watts and watts * partition.compute_share,
-    )
-
-
-def _match(found: CudaDevice) -> tuple[DeviceRecord | None, str | None]:
-    """Returns the catalogue's record of a probed device; None and the reason if no record can be trusted for it."""
-    name = found.partition.gpu_name if found.partition else found.name
-    record = find_by_driver_name(name, found.gpu_memory_bytes)
-    if record is not None:
-        return record, None
-    unknown = "its memory bandwidth and FLOP/s are unknown; describe it in a YAML file to have times predicted"
-    variants = variants_of(name)
-    if not variants:
-        return None, f"the catalogue has no device that the driver calls {name!r}: {unknown}"
-    known = " and ".join(format_gib(to_device(variant).total_memory_bytes) for variant in variants)
-    sizes = f"{format_gib(found.gpu_memory_bytes)} here and {known} in the catalogue"
-    return None, f"{name!r} has {sizes}, so it is another variant: {unknown}"
-
-
-def _cpu_profile(notes: tuple[str, ...], host: HostFacts) -> HardwareProfile:
-    # bitsandbytes computes int8 and nf4 on processors too (its kernels registered for "cpu" and "default", read in
-    # 0.50.2); float16 arithmetic is slower than float32 there and lacks kernels.
-    supports: list[Feature] = ["int8", "nf4"]
-    if host.has_bfloat16:
-        supports.append("bfloat16")
-    record = DeviceRecord(name=host.profile.processor, kind="cpu", memory=host.total_memory_bytes, supports=supports)
-    free, limit = host.profile.free_memory_bytes, host.total_memory_bytes
-    device = dataclasses.replace(to_device(record), free_memory_bytes=free, used_memory_bytes=limit - free)
-    unknown = ["the processor's memory bandwidth and FLOP/s are not probed"]
-    if host.has_bfloat16 is None:
-        unknown.append("this system does not tell whether the processor computes in bfloat16; taken as no")
-    return HardwareProfile(
-        name=device.name,
-        origin="probed",
-        devices=(device,),
-        host_memory_bytes=host.total_memory_bytes,
-        host_cores=host.profile.logical_cores,
-        source="operating system",
-        notes=(*notes, *host.notes, *unknown),
-        host=host.profile,
-    )

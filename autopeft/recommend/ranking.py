@@ -8,6 +8,7 @@ from autopeft.errors import NothingFitsError
 from autopeft.methods import get_method, method_names
 from autopeft.recommend.advice import SMALL_ROWS, lower_ranks
 from autopeft.recommend.candidates import CandidateFactory, Pricer
+from autopeft.recommend.devices import device_notes
 from autopeft.recommend.objectives import explores_leaner
 from autopeft.recommend.pareto import mark_front
 from autopeft.recommend.prompting import prompting_notes
@@ -50,7 +51,7 @@ def recommend(
     """Returns the candidates that fit, best first, and what was rejected with its reason.
 
     Args:
-        hardware: its first device trains.
+        hardware: its device that fits best trains.
         model: what is fine-tuned.
         data: what it is fine-tuned on.
         inputs: what the user asked for: budget, methods, batch, length.
@@ -217,7 +218,8 @@ def _baselines(recipe: RankedCandidate | RejectedCandidate) -> tuple[Baseline, .
 def _notes(factory: CandidateFactory, recipe: RankedCandidate | RejectedCandidate) -> tuple[str, ...]:
     notes = [
         "tuned methods differ by about one point of task quality (arXiv 2602.04998, 2601.22708): the order is a start, "
-        "`autopeft run` decides"
+        "`autopeft run` decides",
+        *device_notes(factory.hardware),
     ]
     notes += prompting_notes(factory.hardware, factory.model, factory.data)
     if factory.data.example_count < SMALL_ROWS:

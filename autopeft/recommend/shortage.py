@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from autopeft.memory.storage import quantization_problem
 from autopeft.recommend.candidates import CandidateFactory
+from autopeft.recommend.devices import one_device_hint
 from autopeft.specs import MemoryEstimate, RejectedCandidate
 from autopeft.units import format_gib
 
@@ -32,7 +33,8 @@ def shortage_text(factory: CandidateFactory, rejected: Sequence[RejectedCandidat
         f"nothing fits: training {factory.model.id} takes at least {format_gib(required)} ({required} bytes: "
         f"{least.method}, base {least.variant}, batch 1, activation checkpointing, rows of "
         f"{factory.advice.sequence_length} tokens), "
-        f"available are {format_gib(factory.available_bytes)} ({factory.available_bytes} bytes), "
+        f"available are {format_gib(factory.available_bytes)} ({factory.available_bytes} bytes)"
+        f"{one_device_hint(factory.hardware)}, "
         f"{format_gib(required - factory.available_bytes)} too little. "
         f"What would help: {'; '.join(_remedies(factory, least))}"
     )

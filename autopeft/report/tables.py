@@ -172,11 +172,16 @@ def _heading(plan: Recommendation) -> Text:
     lines = (
         f"model     {plan.model.id}",
         f"data      {plan.data.source}: {batch}",
-        f"hardware  {device.name}: {memory}",
+        f"hardware  {device.name}: {memory}{_of_several(plan.hardware)}",
         *([] if plan.inputs.objective == "balanced" else [f"objective {plan.inputs.objective}"]),
         *([f"serve     {plan.inputs.serve}"] if plan.inputs.serve else []),
     )
     return plain_text("\n".join(lines))
+
+
+def _of_several(hardware: HardwareProfile) -> str:
+    count = hardware.device_count
+    return "" if count == 1 else f" (device {hardware.device_index} of {count}; each candidate trains on one)"
 
 
 def _candidates(plan: Recommendation) -> Table:

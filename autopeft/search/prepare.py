@@ -113,6 +113,7 @@ def job_of(session: Session) -> Job:
         on_bad_row=plan.data.on_bad_row,
         max_length=max(entry.candidate.max_length for entry in best),
         device=plan.hardware.device.kind,
+        device_selector=plan.hardware.device.selector,
         memory_limit_bytes=max(entry.available_bytes for entry in best),
         cache_folder=str(cache_folder()),
         choose_rows=sizes.choose_rows,

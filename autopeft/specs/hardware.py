@@ -89,6 +89,8 @@ class Device:
         price_class: who buys such a device; None if unknown.
         price_usd_per_hour: what renting one cost when its source was read; None if unknown.
         uuid: the driver's identifier; None for a device that was not probed.
+        selector: the environment variable that leaves a process this device alone, as ``NAME=value``; None if there is
+            no other device or no such variable.
         partition_of: name of the GPU that this MIG instance is a part of; None for a whole device.
         used_memory_bytes: by all processes and the driver, when probed; None if unknown.
         processes: the other processes that hold its memory, as far as the driver tells.
@@ -116,6 +118,7 @@ class Device:
     price_class: PriceClass | None = None
     price_usd_per_hour: float | None = None
     uuid: str | None = None
+    selector: str | None = None
     partition_of: str | None = None
     used_memory_bytes: int | None = None
     processes: tuple[DeviceProcess, ...] = ()
@@ -198,7 +201,7 @@ class HardwareProfile:
             return f"{which}: it has the most free memory"
         if all(each.best_flops < chosen.best_flops for each in rivals):
             return f"{which}: no other has more free memory, and it is the fastest"
-        return f"{which}: no other has more free memory or is faster"
+        return f"{which}: no other has noticeably more free memory or is faster"
 
     @property
     def device_count(self) -> int:

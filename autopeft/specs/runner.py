@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from autopeft.specs.candidate import Candidate
 from autopeft.specs.data import OnBadRow
+from autopeft.specs.hardware import DeviceKind
 
 SplitName = Literal["train", "choose", "test"]
 """``choose`` ranks candidates; ``test`` is scored once, at the end, and never used for choosing."""
@@ -25,13 +26,14 @@ class Job:
         columns: role -> column name.
         data_format: how rows are understood (``DatasetProfile.format``).
         max_length: tokens that a row is truncated to.
-        device: "cuda", "cpu", ...
+        device: kind of the device: "cuda", "rocm", "cpu", ...
         memory_limit_bytes: a trial over it is stopped as "oom"; None means no limit.
         cache_folder: where converted models and tokenized data may be kept.
         choose_rows: rows of the choose split.
         test_rows: rows of the test split.
         seed: of the splits.
         on_bad_row: as in ``DatasetProfile.on_bad_row``, so that plan and run read the same rows.
+        device_selector: ``Device.selector`` of the device that the plan uses; None for the first one.
     """
 
     model: str
@@ -41,13 +43,14 @@ class Job:
     data_format: str
     columns: dict[str, str]
     max_length: int
-    device: str
+    device: DeviceKind
     memory_limit_bytes: int | None
     cache_folder: str
     choose_rows: int
     test_rows: int
     seed: int
     on_bad_row: OnBadRow = "error"
+    device_selector: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -118,7 +118,7 @@ class WorkerProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=worker_environment(os.environ, job.device),
+                env=worker_environment(os.environ, job.device, job.device_selector),
                 # Ctrl-C is for the parent to handle; a worker that is in its group would die of it too.
                 start_new_session=True,
             )
@@ -361,12 +361,13 @@ def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
     return stream
 
 
-def worker_environment(environment: Mapping[str, str], device: str) -> dict[str, str]:
+def worker_environment(environment: Mapping[str, str], device: str, selector: str | None = None) -> dict[str, str]:
     """Returns the environment of a worker: this package importable, idle threads asleep, one device in sight.
 
     Args:
         environment: the parent's.
         device: what the worker trains on: "cpu", "cuda", ...
+        selector: ``NAME=value`` that leaves the device of the plan alone in sight; None for the first one.
     """
     root = str(Path(autopeft.__file__).parent.parent)
     paths = [root, *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
@@ -376,12 +377,15 @@ def worker_environment(environment: Mapping[str, str], device: str) -> dict[str,
         defaults
         | dict(environment)
         | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
-        | _one_gpu(environment, device)
+        | _one_gpu(environment, device, selector)
     )
 
 
-def _one_gpu(environment: Mapping[str, str], device: str) -> dict[str, str]:
-    """Returns the variables that show the worker the first GPU alone; transformers would spread over all it sees."""
+def _one_gpu(environment: Mapping[str, str], device: str, selector: str | None) -> dict[str, str]:
+    """Returns the variables that show the worker one GPU alone; transformers would spread over all it sees."""
+    if selector is not None:
+        name, _, value = selector.partition("=")
+        return {name: value}
     if device.partition(":")[0] != "cuda":
         return {}
     visible = environment.get("CUDA_VISIBLE_DEVICES")

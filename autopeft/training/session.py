@@ -9,12 +9,13 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from autopeft.engine.adapters import enable_checkpointing, inject
 from autopeft.engine.base import OriginalWeights, keep_differentiable, load_base
+from autopeft.engine.device import require_device, torch_device
 from autopeft.engine.loss import keeps_logits, prepare_loss
 from autopeft.engine.optimizer import make_optimizer
 from autopeft.engine.source import model_folder
@@ -37,6 +38,9 @@ from autopeft.training.scoring import ScoreError, score_rows
 
 logger = logging.getLogger(__name__)
 
+_WITH_STATISTICS = ("cuda", "xpu")
+"""Kinds, as torch calls them, whose allocator keeps maxima."""
+
 
 @dataclass(slots=True)
 class TrainLog:
@@ -58,13 +62,14 @@ class Session:
     def __init__(self, job: Job) -> None:
         from transformers import AutoTokenizer
 
-        self.job = job
+        require_device(job.device)
+        self.job = job = replace(job, device=torch_device(job.device))
         self.folder = model_folder(job.model, job.revision, Path(job.cache_folder))
         self.tokenizer = AutoTokenizer.from_pretrained(self.folder)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.data: TokenData = load_data(job, self.folder)
-        _limit_cuda_memory(job)
+        _limit_memory(job)
 
     def facts(self) -> JobFacts:
         """Returns what was found."""
@@ -261,11 +266,16 @@ def device_type(device: str) -> str:
     return device.partition(":")[0]
 
 
-def _limit_cuda_memory(job: Job) -> None:
-    if device_type(job.device) != "cuda" or job.memory_limit_bytes is None:
+def _limit_memory(job: Job) -> None:
+    """Keeps torch's allocator within the job's limit: on CUDA and ROCm, and by Metal's share on MPS."""
+    if job.memory_limit_bytes is None:
         return
     import torch
 
+    if job.device == "mps":
+        torch.mps.set_per_process_memory_fraction(min(1.0, job.memory_limit_bytes / torch.mps.recommended_max_memory()))
+    if device_type(job.device) != "cuda":
+        return
     # By index: torch refuses "cuda" here. The fraction limits the allocator; the context comes on top of it.
     index = torch.cuda.current_device()
     total_bytes = torch.cuda.get_device_properties(index).total_memory
@@ -274,25 +284,28 @@ def _limit_cuda_memory(job: Job) -> None:
 
 
 def reset_peak(device: str) -> None:
-    """Lets the maxima of a CUDA device's allocator begin anew."""
-    if device_type(device) == "cuda":
+    """Lets the maxima of a CUDA, ROCm or Intel device's allocator begin anew."""
+    if device_type(device) in _WITH_STATISTICS:
         import torch
 
-        torch.cuda.reset_peak_memory_stats(device)
+        torch.get_device_module(device).reset_peak_memory_stats(device)
 
 
 def peak_bytes(device: str) -> int | None:
-    """Returns the maximum allocated on a CUDA device; None elsewhere (the parent watches resident memory)."""
-    if device_type(device) != "cuda":
+    """Returns the maximum allocated on a device whose allocator counts it; None elsewhere.
+
+    Of a processor the parent watches resident memory; Metal's allocator keeps no maximum.
+    """
+    if device_type(device) not in _WITH_STATISTICS:
         return None
     import torch
 
-    return int(torch.cuda.max_memory_allocated(device))
+    return int(torch.get_device_module(device).max_memory_allocated(device))
 
 
 def _device_name(device: str) -> str:
-    if device_type(device) == "cuda":
+    if device_type(device) in _WITH_STATISTICS:
         import torch
 
-        return str(torch.cuda.get_device_name(device))
+        return str(torch.get_device_module(device).get_device_name(device))
     return device

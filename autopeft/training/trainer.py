@@ -190,7 +190,7 @@ def trainer_config(candidate: Candidate, request: TrainRequest, device: str) -> 
         packing=candidate.packing,
         gradient_checkpointing=False,  # the engine has switched it on where the candidate says so
         dataset_kwargs={"skip_prepare_dataset": True},
-        dataloader_pin_memory=device != "cpu",
+        dataloader_pin_memory=torch.device(device).type in ("cuda", "xpu"),
         save_strategy="no",
         eval_strategy="no",
         logging_strategy="no",

@@ -27,7 +27,11 @@ def profile(*devices: Device) -> HardwareProfile:
     [
         ([device("a", 8), device("b", 24)], "b", "most free memory"),
         ([device("slow", 24.0, 71), device("fast", 23.9, 165)], "fast", "it is the fastest"),
-        ([device("first", 24, 71), device("second", 24, 71)], "first", "no other has more free memory or is faster"),
+        (
+            [device("first", 24, 71), device("second", 24, 71)],
+            "first",
+            "no other has noticeably more free memory or is faster",
+        ),
         ([device("host", 256, kind="cpu"), device("small", 4)], "small", "only one of kind cuda"),
         ([device("amd", 192, kind="rocm"), device("small", 4)], "small", "only one of kind cuda"),
         ([device("host", 256, kind="cpu"), device("mac", 48, kind="mps")], "mac", "only one of kind mps"),
