@@ -45,7 +45,7 @@ def suggest(
     Args:
         model: hub id, local folder, .gguf file, or a name from ``profiles/models``.
         data: JSONL, JSON, CSV, Parquet, Arrow or text file, folder, or hub data set id.
-        hardware: "auto" for this machine, a catalogue name ("rtx-4090"), or a YAML file.
+        hardware: "auto" for this machine, "cpu" for its processor, catalogue names ("2x rtx-4090"), or a YAML file.
         budget_memory: use no more device memory than this: bytes, or a text such as "16GiB".
         methods: consider these only, one name or several; empty means all.
         effective_batch_size: rows per optimizer step; None chooses from the data.

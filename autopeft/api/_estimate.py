@@ -109,7 +109,7 @@ def estimate(
         attention: attention implementation.
         optimizer: transformers' name.
         trainer: whose loss is computed: "trl" never builds the full logits, "transformers" does.
-        hardware: "auto", a catalogue name, or a YAML file: decides overhead, kernels and speed.
+        hardware: "auto", "cpu", catalogue names, or a YAML file: decides overhead, kernels and speed.
         peft_config: an adapter_config.json in place of method, r, lora_alpha and target_modules.
         data: a data set, for how the peak differs between the batches of an epoch.
         columns: column mapping of the data, role to column.
