@@ -59,6 +59,7 @@ wheel-test: install
 bench: install
 	$(BIN)/python benchmarks/suggest_latency.py
 	$(BIN)/python benchmarks/memory_closed_form.py
+	$(BIN)/python benchmarks/rank_candidates.py
 	$(BIN)/python benchmarks/trace_latency.py
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/step_time.py
 

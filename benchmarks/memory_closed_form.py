@@ -47,7 +47,7 @@ def main() -> None:
 def drawn(draw: random.Random, model: ModelSpec) -> Candidate:
     """Returns a candidate of a random method with random values of all its knobs."""
     name, space = draw.choice(sorted(all_spaces().items()))
-    values = {knob: _value(draw, each) for knob, each in space.parameters.items()}
+    values = {**space.fixed, **{knob: _value(draw, each) for knob, each in space.parameters.items()}}
     targets = values.pop("target_modules", None)
     method = get_method(name)
     own = {knob: values.pop(knob) for knob in list(values) if knob not in Candidate.__dataclass_fields__}

@@ -22,8 +22,8 @@ from autopeft.memory._trained import trainable_parameters, trained_tensors
 from autopeft.memory.ledger.heads import TRL_TOKEN_CHUNK
 from autopeft.memory.ledger.rows import Rows
 from autopeft.memory.ledger.tape import PARTS
-from autopeft.memory.overhead import WORKSPACES, overhead_bytes, workspace_bytes
-from autopeft.memory.timing import estimate_time
+from autopeft.memory.overhead import WORKSPACES, context_bytes, fragmentation_bytes, overhead_bytes, workspace_bytes
+from autopeft.memory.timing import Load, estimate_time
 from autopeft.methods import get_method
 from autopeft.specs import Candidate, Device, MemoryEstimate, ModelSpec
 
@@ -40,6 +40,11 @@ _STRUCTURE = attrgetter(
     "method", "r", "target_modules", "quantization", "double_quantization", "dtype", "adapter_dtype", "lora_dropout",
     "activation_checkpointing", "optimizer", "attention", "trainer", "prepare_kbit",
 )  # fmt: skip
+
+
+_TIMED = attrgetter(
+    "method", "r", "target_modules", "quantization", "dtype", "adapter_dtype", "activation_checkpointing"
+)
 
 
 class UnsupportedArchitectureError(ModelError):
@@ -95,10 +100,31 @@ class EstimateArrays:
     _groups: Sequence[_Group]
     _group_of: Integers
     _numbers: Floats
+    _rows: Integers
     _lengths: Integers
 
     def __len__(self) -> int:
         return len(self._candidates)
+
+    def alike(self) -> list[tuple[Candidate, Integers]]:
+        """Returns the candidates in sets that differ in rows, length and forwards alone, as far as time is concerned.
+
+        Each set is one of its members and the places of all of them.
+        """
+        sets: dict[Any, int] = {}
+        set_of_group = []
+        for group in self._groups:
+            options = tuple(sorted(group.candidate.options.items()))
+            set_of_group.append(sets.setdefault((_TIMED(group.candidate), options), len(sets)))
+        set_of = np.array(set_of_group, dtype=np.int64)[self._group_of]
+        order = np.argsort(set_of, kind="stable")
+        ends = np.cumsum(np.bincount(set_of, minlength=len(sets)))
+        return [(self._candidates[int(places[0])], places) for places in np.split(order, ends[:-1])]
+
+    def load(self, places: Integers) -> Load:
+        """Returns the rows, lengths and forwards of some candidates, as arrays."""
+        forwards = [self._candidates[place].gradient_accumulation_steps for place in places.tolist()]
+        return Load(self._rows[places], self._lengths[places].astype(np.float64), np.array(forwards))
 
     def estimate(self, index: int) -> MemoryEstimate:
         """Returns the estimate of one candidate, with its components, time and assumptions."""
@@ -190,12 +216,11 @@ def estimate_many(
     }
     _add_moments(phases, groups, group_of, numbers)
     peak = np.maximum.reduce(list(phases.values()))
-    overheads = [overhead_bytes(device, each) for each in peak.tolist()]
-    reserved = peak + np.array([each.fragmentation_bytes for each in overheads], dtype=np.int64)
-    required = peak + np.array([each.total_bytes for each in overheads], dtype=np.int64)
+    reserved = peak + fragmentation_bytes(peak).astype(np.int64)
+    required = reserved + context_bytes(device)
     trainable = _of_groups(groups, group_of, lambda group: group.trainable)
     return EstimateArrays(
-        peak, reserved, required, phases, trainable, candidates, model, device, groups, group_of, numbers, lengths
+        peak, reserved, required, phases, trainable, candidates, model, device, groups, group_of, numbers, rows, lengths
     )
 
 

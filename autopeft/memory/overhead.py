@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 from autopeft.resources import read_record, resource_folder
 from autopeft.specs import Device
@@ -133,9 +134,14 @@ class Overhead:
         return self.fragmentation_bytes + self.context_bytes
 
 
+def fragmentation_bytes(peak_memory_bytes: Any) -> Any:
+    """Returns what the allocator holds without a tensor in it, as a float; an array of peaks gives an array."""
+    return FRAGMENTATION_SHARE * peak_memory_bytes
+
+
 def overhead_bytes(device: Device | None, peak_memory_bytes: int) -> Overhead:
     """Returns what must be free beside ``peak_memory_bytes`` of tensors; None means an unnamed accelerator."""
-    fragmentation = int(FRAGMENTATION_SHARE * peak_memory_bytes)
+    fragmentation = int(fragmentation_bytes(peak_memory_bytes))
     context = context_bytes(device)
     text = f"{context_assumption(device)}, fragmentation {FRAGMENTATION_SHARE:.0%} of the peak"
     return Overhead(fragmentation, context, text)

@@ -42,6 +42,11 @@ def price_memory(
     return estimate if remark is None else replace(estimate, assumptions=(*estimate.assumptions, remark))
 
 
+def memory_key(candidate: Candidate) -> tuple[object, ...]:
+    """Returns what decides a candidate's memory and time: equal for candidates that differ in nothing of it."""
+    return _MEMORY_FIELDS(candidate), tuple(sorted(candidate.options.items()))
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Request:
     """A trace as a cache's key, equal to another where all that takes memory is."""
@@ -53,8 +58,7 @@ class _Request:
 
     def _key(self) -> tuple[object, ...]:
         device = self.device and (self.device.name, self.device.kind, self.device.free_memory_bytes)
-        options = tuple(sorted(self.candidate.options.items()))
-        return id(self.model), device, self.sequence_length, _MEMORY_FIELDS(self.candidate), options
+        return id(self.model), device, self.sequence_length, memory_key(self.candidate)
 
     def __hash__(self) -> int:
         return hash(self._key())

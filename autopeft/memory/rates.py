@@ -161,8 +161,27 @@ def host_rates() -> HostRates:
     return HostRates(seconds_by_kind={cost.what: cost.seconds for cost in efficiency_table().host})
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _DeviceKey:
+    """A device as a cache's key: the same object, since a Device cannot be hashed."""
+
+    device: Device
+
+    def __hash__(self) -> int:
+        return id(self.device)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _DeviceKey) and other.device is self.device
+
+
 def device_rates(device: Device) -> DeviceRates:
     """Returns what a device reaches: shares of its generation, or all that was measured of a host processor."""
+    return _device_rates(_DeviceKey(device))
+
+
+@functools.lru_cache(maxsize=16)
+def _device_rates(key: _DeviceKey) -> DeviceRates:
+    device = key.device
     if device.kind == "cpu":
         return _host_processor(device)
     table = efficiency_table()

@@ -99,15 +99,45 @@ def estimate_time(
         sequence_length: tokens of a row, padding included.
         step_time_ratio: seconds of the method's step as a multiple of plain LoRA's at the same rank and targets.
     """
-    flops = float(flops_per_step(candidate, model, sequence_length))
+    load = Load.of(candidate, sequence_length)
+    work = _work(candidate, model, load)
+    flops = float(_flops(work, load))
     if device is None:
         return TimeEstimate(seconds_per_step=None, flops_per_step=flops, assumptions=("no device was named",))
     rates = device_rates(device)
     missing = rates.missing([candidate.dtype])
     if missing:
         return TimeEstimate(seconds_per_step=None, flops_per_step=flops, assumptions=(missing,))
-    seconds = float(seconds_per_step(candidate, model, rates, sequence_length))
+    seconds = float(_seconds(work, load, candidate, model, rates))
     return TimeEstimate(seconds_per_step=step_time_ratio * seconds, flops_per_step=flops, assumptions=rates.assumptions)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much one step works through: numbers, or arrays of one shape.
+
+    Attributes:
+        rows: of one forward.
+        length: tokens of a row, padding included.
+        forwards: of one optimizer step.
+    """
+
+    rows: Any
+    length: Any
+    forwards: Any
+
+    @classmethod
+    def of(cls, candidate: Candidate, sequence_length: Any) -> Load:
+        """Returns the candidate's own load."""
+        length = (
+            float(sequence_length) if isinstance(sequence_length, int) else np.asarray(sequence_length, dtype=float)
+        )
+        return cls(candidate.per_device_batch_size, length, candidate.gradient_accumulation_steps)
+
+    @property
+    def tokens(self) -> Any:
+        """Of one forward."""
+        return self.rows * self.length
 
 
 def flops_per_step(candidate: Candidate, model: ModelSpec, sequence_length: Any) -> Any:
@@ -118,13 +148,21 @@ def flops_per_step(candidate: Candidate, model: ModelSpec, sequence_length: Any)
     Attention adds ``4 * layers * width * length`` a token in the forward (half of it under a causal mask) and 2.5
     times that in the backward, where the fused kernel makes the scores again (arXiv 2307.08691, section 3.1).
     """
-    work = [_phase(name, candidate, model, sequence_length) for name in ("forward", "backward")]
-    total = sum(sum(phase.products.values()) + phase.attention for phase in work)
-    return candidate.gradient_accumulation_steps * total
+    return flops_of_load(candidate, model, Load.of(candidate, sequence_length))
+
+
+def flops_of_load(candidate: Candidate, model: ModelSpec, load: Load) -> Any:
+    """Returns the FLOPs of one optimizer step under another load than the candidate's; see ``flops_per_step``."""
+    return _flops(_work(candidate, model, load), load)
 
 
 def seconds_per_step(candidate: Candidate, model: ModelSpec, rates: DeviceRates, sequence_length: Any) -> Any:
-    """Returns the seconds of one optimizer step; an array of lengths gives an array.
+    """Returns the seconds of one optimizer step; an array of lengths gives an array. See ``seconds_of_load``."""
+    return seconds_of_load(candidate, model, rates, Load.of(candidate, sequence_length))
+
+
+def seconds_of_load(candidate: Candidate, model: ModelSpec, rates: DeviceRates, load: Load) -> Any:
+    """Returns the seconds of one optimizer step under a load; arrays give an array.
 
     The host starts kernels ahead of the device; the device takes a kernel's latency and its work:
 
@@ -132,10 +170,25 @@ def seconds_per_step(candidate: Candidate, model: ModelSpec, rates: DeviceRates,
 
     phase by phase. Leaves out data loading and everything between steps. Known error: see docs/memory-model.md.
     """
-    started = finished = 0.0 * np.asarray(sequence_length)
-    for name in ("forward", "backward"):
-        phase = _phase(name, candidate, model, sequence_length)
-        repeats = candidate.gradient_accumulation_steps
+    return _seconds(_work(candidate, model, load), load, candidate, model, rates)
+
+
+Work = dict[str, _Phase]
+
+
+def _work(candidate: Candidate, model: ModelSpec, load: Load) -> Work:
+    """Returns what one forward and one backward do."""
+    return {name: _phase(name, candidate, model, load) for name in ("forward", "backward")}
+
+
+def _flops(work: Work, load: Load) -> Any:
+    return load.forwards * sum(sum(phase.products.values()) + phase.attention for phase in work.values())
+
+
+def _seconds(work: Work, load: Load, candidate: Candidate, model: ModelSpec, rates: DeviceRates) -> Any:
+    repeats = load.forwards
+    started = finished = 0.0 * load.tokens
+    for name, phase in work.items():
         started = started + repeats * _host_seconds(name, phase.counts, rates)
         busy = repeats * _device_seconds(phase, candidate, rates)
         finished = np.maximum(finished + busy, started)
@@ -163,12 +216,12 @@ def _device_seconds(phase: _Phase, candidate: Candidate, rates: DeviceRates) -> 
     return products + attention + moving + dequantizing + phase.counts.kernels * rates.latency_seconds("elementwise")
 
 
-def _phase(name: str, candidate: Candidate, model: ModelSpec, sequence_length: Any) -> _Phase:
+def _phase(name: str, candidate: Candidate, model: ModelSpec, load: Load) -> _Phase:
     """Returns what one forward or one backward does; a checkpointed backward does the forward again."""
-    own = _own_work(name, candidate, model, sequence_length)
+    own = _own_work(name, candidate, model, load)
     if name == "forward" or not candidate.activation_checkpointing:
         return own
-    again = _own_work("forward", candidate, model, sequence_length)
+    again = _own_work("forward", candidate, model, load)
     return _Phase(
         products={dtype: own.products[dtype] + again.products[dtype] for dtype in own.products},
         attention=own.attention + again.attention,
@@ -178,8 +231,8 @@ def _phase(name: str, candidate: Candidate, model: ModelSpec, sequence_length: A
     )
 
 
-def _own_work(name: str, candidate: Candidate, model: ModelSpec, sequence_length: Any) -> _Phase:
-    tokens = candidate.per_device_batch_size * np.asarray(sequence_length, dtype=float)
+def _own_work(name: str, candidate: Candidate, model: ModelSpec, load: Load) -> _Phase:
+    tokens = load.tokens
     backward = name == "backward"
     layers = model.linear_layers
     weights = sum(layer.count * layer.in_features * layer.out_features for layer in layers)
@@ -195,7 +248,7 @@ def _own_work(name: str, candidate: Candidate, model: ModelSpec, sequence_length
     width = model.layers * model.attention_heads * model.head_dim
     return _Phase(
         products=products,
-        attention=tokens * 4 * causal * width * np.asarray(sequence_length) * (2.5 if backward else 1.0),
+        attention=tokens * 4 * causal * width * load.length * (2.5 if backward else 1.0),
         moved=_moved(name, candidate, model, tokens),
         dequantized=DEQUANTIZED_BYTES.get(candidate.quantization, 0.0) * quantizable,
         counts=_counts(name, candidate, model),

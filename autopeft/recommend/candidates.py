@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from autopeft.errors import InvalidInputError
-from autopeft.memory.pricing import price_memory
+from autopeft.memory.pricing import memory_key, price_memory
 from autopeft.memory.storage import quantization_problem
 from autopeft.methods import get_method
 from autopeft.recommend import narrowing
@@ -90,6 +90,7 @@ class CandidateFactory:
         self.prices = Prices.of(inputs, hardware)
         self.judge = Judge(self.drafts, inputs, self.estimate)
         self._variants: dict[tuple[str, Quantization], Variant] = {}
+        self._estimates: dict[tuple[object, ...], MemoryEstimate] = {}
 
     @classmethod
     def from_plan(cls, plan: Recommendation) -> CandidateFactory:
@@ -210,14 +211,10 @@ class CandidateFactory:
 
     def estimate(self, candidate: Candidate) -> MemoryEstimate:
         """Returns memory and time of one step; the method's own share of time is added where formulas lack it."""
-        device = self.hardware.device
-        estimate = self.pricer(candidate, self.model, device, sequence_length=self.advice.sequence_length)
-        ratio = self.drafts.time_ratio(candidate)
-        if ratio == 1.0 or estimate.seconds_per_step is None:
-            return estimate
-        text = f"a step of {candidate.method} takes {ratio:g} times as long as plain LoRA's (its search space)"
-        seconds = estimate.seconds_per_step * ratio
-        return replace(estimate, seconds_per_step=seconds, assumptions=(*estimate.assumptions, text))
+        key = memory_key(candidate)
+        if key not in self._estimates:
+            self._estimates[key] = self._priced(candidate)
+        return self._estimates[key]
 
     def doublings_lost(self, entry: RankedCandidate) -> float:
         """Returns how often memory doubles the time of a step, against the whole batch in one forward."""
@@ -231,6 +228,16 @@ class CandidateFactory:
             return 0.0
         ideal = self.judge.relative_time(whole, self.estimate(whole))
         return math.log2(self.judge.relative_time(entry.candidate, entry.estimate) / ideal)
+
+    def _priced(self, candidate: Candidate) -> MemoryEstimate:
+        device = self.hardware.device
+        estimate = self.pricer(candidate, self.model, device, sequence_length=self.advice.sequence_length)
+        ratio = self.drafts.time_ratio(candidate)
+        if ratio == 1.0 or estimate.seconds_per_step is None:
+            return estimate
+        text = f"a step of {candidate.method} takes {ratio:g} times as long as plain LoRA's (its search space)"
+        seconds = estimate.seconds_per_step * ratio
+        return replace(estimate, seconds_per_step=seconds, assumptions=(*estimate.assumptions, text))
 
     def _working(self, method: str) -> list[Quantization]:
         return [name for name in self.drafts.quantizations(method) if self.variant(method, name).problem is None]

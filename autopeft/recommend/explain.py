@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
+from autopeft.recommend.candidates import CandidateFactory
 from autopeft.recommend.objectives import MEANINGS
 from autopeft.recommend.sensitivity import Change, answers, label
+from autopeft.recommend.sweep import Sweep, every_form, known_to_formulas, sweep
 from autopeft.specs import (
     ExplainedRejection,
+    Extreme,
     PlanExplanation,
     RankedCandidate,
     Recommendation,
@@ -22,6 +27,8 @@ def explain_plan(plan: Recommendation, changes: tuple[Change, ...]) -> PlanExpla
     """Returns why the first candidate is the first, what ``changes`` would make of it, and why others are out."""
     first, second = plan.candidates[0], runner_up(plan)
     terms = () if second is None else compared_terms(first, second)
+    factory = CandidateFactory.from_plan(plan)
+    forms = sweep(factory, every_form(factory)) if known_to_formulas(factory) else None
     return PlanExplanation(
         first=label(first.candidate),
         second=None if second is None else label(second.candidate),
@@ -30,6 +37,32 @@ def explain_plan(plan: Recommendation, changes: tuple[Change, ...]) -> PlanExpla
         summary=_summary(plan, second, terms),
         changes=answers(plan, changes),
         rejected=tuple(_explained(plan, entry) for entry in plan.rejected),
+        forms=0 if forms is None else len(forms.candidates),
+        on_front=0 if forms is None else len(forms.front()),
+        extremes=() if forms is None else _extremes(forms),
+    )
+
+
+def _extremes(forms: Sweep) -> tuple[Extreme, ...]:
+    """Returns the best of the forms that fit by each criterion; of equals the one with the best score."""
+    order = forms.order
+    if not len(order):
+        return ()
+    ascending = {"score": -forms.score, "quality": -forms.quality_points, "memory": forms.required_bytes}
+    if not math.isnan(forms.seconds[order[0]]):
+        ascending |= {"time": forms.seconds}
+    return tuple(_extreme(forms, name, int(order[values[order].argmin()])) for name, values in ascending.items())
+
+
+def _extreme(forms: Sweep, criterion: str, place: int) -> Extreme:
+    seconds = float(forms.seconds[place])
+    return Extreme(
+        criterion=criterion,
+        form=label(forms.candidates[place]),
+        score=round(float(forms.score[place]), 4),
+        quality_points=round(float(forms.quality_points[place]), 4),
+        required_bytes=int(forms.required_bytes[place]),
+        predicted_seconds=None if math.isnan(seconds) else seconds,
     )
 
 

@@ -25,6 +25,7 @@ class Judge:
 
     Attributes:
         weights: what quality is weighed against.
+        sixteen_bit_bytes: of the base's weights, whatever it is stored in.
     """
 
     def __init__(self, drafts: Drafts, inputs: PlanInputs, price: Price, weights: CostWeights | None = None) -> None:
@@ -32,8 +33,10 @@ class Judge:
         self._inputs = inputs
         self._price = price
         self.weights = weights or WEIGHTS[inputs.objective]
+        self.sixteen_bit_bytes = SIXTEEN_BIT_BYTES * drafts.model.parameter_count
         self._reference: tuple[float | None, float] | None = None
         self._limited: bool | None = None
+        self._trained_parameters: dict[tuple[object, ...], int] = {}
         self._server = None if inputs.serve is None else server_named(inputs.serve)
 
     def terms(self, candidate: Candidate, estimate: MemoryEstimate, memory_share: float) -> dict[str, float]:
@@ -45,12 +48,11 @@ class Judge:
             memory_share: what its smallest form needs of what is available, 0 to 1.
         """
         parts = self.quality_parts(candidate)
-        sixteen_bit = SIXTEEN_BIT_BYTES * self._drafts.model.parameter_count
         costs = replace(
             parts,
             relative_time=self.relative_time(candidate, estimate),
             memory_share=memory_share,
-            relative_memory=estimate.required_bytes / sixteen_bit,
+            relative_memory=estimate.required_bytes / self.sixteen_bit_bytes,
         )
         return score_terms(costs, self.weights)
 
@@ -91,8 +93,10 @@ class Judge:
 
     def _size_problem(self, candidate: Candidate) -> str | None:
         limit = self._inputs.max_adapter_parameters
+        if limit is None:
+            return None
         kept = get_method(candidate.method).kept_parameters(candidate, self._drafts.model)
-        if limit is None or kept <= limit:
+        if kept <= limit:
             return None
         return f"keeps {kept:,} parameters, --max-adapter-parameters allows {limit:,}"
 
@@ -120,9 +124,15 @@ class Judge:
         rank = self._drafts.rank_advice(candidate.method)
         data = self._drafts.data
         wanted = data.total_tokens * data.supervised_ratio * BITS_PER_TOKEN / BITS_PER_PARAMETER
-        trained = get_method(candidate.method).trainable_parameters(candidate, self._drafts.model)
-        lacking = max(0.0, math.log2(wanted / trained)) if wanted > 0 else 0.0
+        lacking = max(0.0, math.log2(wanted / self._trained(candidate))) if wanted > 0 else 0.0
         return max(halvings(candidate, rank[0] if rank else None), lacking)
+
+    def _trained(self, candidate: Candidate) -> int:
+        key = (candidate.method, candidate.r, candidate.target_modules, candidate.options.get("init_r"))
+        if key not in self._trained_parameters:
+            method = get_method(candidate.method)
+            self._trained_parameters[key] = method.trainable_parameters(candidate, self._drafts.model)
+        return self._trained_parameters[key]
 
     def _halved_lengths(self) -> float:
         """Returns how often the rows are cut to half of what data and user ask for; 0 where they are not shortened."""

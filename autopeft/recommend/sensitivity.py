@@ -73,13 +73,11 @@ def answers(plan: Recommendation, changes: Sequence[Change]) -> tuple[ChangedAns
 
 
 def label(candidate: Candidate) -> str:
-    """Returns a candidate in a few words: ``lora r 16 on nf4, 4 x 8``."""
+    """Returns a candidate in a few words: ``lora r 16 on nf4, 4 x 8``, ``full unquantized, 1 x 32``."""
     rank = "" if candidate.r is None else f" r {candidate.r}"
-    base = "an unquantized base" if candidate.quantization == "none" else candidate.quantization
-    return (
-        f"{candidate.method}{rank} on {base}, "
-        f"{candidate.per_device_batch_size} x {candidate.gradient_accumulation_steps}"
-    )
+    base = "unquantized" if candidate.quantization == "none" else f"on {candidate.quantization}"
+    split = f"{candidate.per_device_batch_size} x {candidate.gradient_accumulation_steps}"
+    return f"{candidate.method}{rank} {base}, {split}"
 
 
 def scaled_data(data: DatasetProfile, factor: int) -> DatasetProfile:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from autopeft.report.formats import format_seconds
 from autopeft.report.tables import bold, bullets, plain_table, plain_text
 from autopeft.specs import ChangedAnswer, ExplainedRejection, PlanExplanation
+from autopeft.units import GIB
 
 
 def explained_table(explanation: PlanExplanation) -> RenderableType:
@@ -14,6 +16,8 @@ def explained_table(explanation: PlanExplanation) -> RenderableType:
     parts: list[RenderableType] = [bold("Why the first is the first"), bullets(explanation.summary), Text()]
     if explanation.terms:
         parts += [_terms(explanation), Text()]
+    if explanation.extremes:
+        parts += [bold("The best of all forms"), bullets([_priced(explanation)]), _extremes(explanation), Text()]
     parts += [bold("What would change the answer"), _changes(explanation.changes), Text()]
     if explanation.rejected:
         parts += [bold("Rejected"), bullets(map(_rejected_line, explanation.rejected))]
@@ -25,6 +29,25 @@ def _terms(explanation: PlanExplanation) -> RenderableType:
     for term in explanation.terms:
         cells = (term.term, f"{term.first:+.2f}", f"{term.second:+.2f}", f"{term.difference:+.2f}")
         table.add_row(*map(plain_text, cells))
+    return table
+
+
+def _priced(explanation: PlanExplanation) -> str:
+    return (
+        f"{explanation.forms:,} ranks, targets, batches and uses of checkpointing were priced, to the last byte, "
+        f"where the plan keeps the estimate's error to spare; {explanation.on_front:,} of them fit and are beaten by "
+        "no other one in quality, memory and time"
+    )
+
+
+def _extremes(explanation: PlanExplanation) -> RenderableType:
+    table = plain_table(("best by", 7), ("form", 34), ("score", 6), ("quality", 7), ("GiB", 6), ("time", 8))
+    for extreme in explanation.extremes:
+        size = f"{extreme.required_bytes / GIB:.2f}"
+        figures = (f"{extreme.score:+.2f}", f"{extreme.quality_points:+.2f}", size)
+        table.add_row(
+            *map(plain_text, (extreme.criterion, extreme.form, *figures, format_seconds(extreme.predicted_seconds)))
+        )
     return table
 
 

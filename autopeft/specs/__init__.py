@@ -38,7 +38,13 @@ from autopeft.specs.plan import (
     Recommendation,
     RejectedCandidate,
 )
-from autopeft.specs.plan_explanation import ChangedAnswer, ExplainedRejection, PlanExplanation, TermComparison
+from autopeft.specs.plan_explanation import (
+    ChangedAnswer,
+    ExplainedRejection,
+    Extreme,
+    PlanExplanation,
+    TermComparison,
+)
 from autopeft.specs.result import Comparison, PhaseTime, RankedMethod, Report, TrialResult, TrialStatus, Verdict
 from autopeft.specs.runner import (
     Job,
@@ -77,6 +83,7 @@ __all__ = [
     "Dtype",
     "EpochPeaks",
     "ExplainedRejection",
+    "Extreme",
     "Explanation",
     "Finding",
     "HardwareProfile",

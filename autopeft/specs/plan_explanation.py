@@ -49,6 +49,26 @@ class ExplainedRejection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Extreme:
+    """The best of all forms by one criterion.
+
+    Attributes:
+        criterion: "score", "quality", "memory" or "time".
+        form: the candidate in a few words.
+        score, quality_points: its points.
+        required_bytes: what must be free.
+        predicted_seconds: one full training; None where the device's speed is unknown.
+    """
+
+    criterion: str
+    form: str
+    score: float
+    quality_points: float
+    required_bytes: int
+    predicted_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanExplanation:
     """The answer to "why this one, and what would change it".
 
@@ -60,6 +80,10 @@ class PlanExplanation:
         summary: sentences.
         changes: what was changed, and what came of it.
         rejected: every rejected method and variant.
+        forms: how many forms (ranks, targets, batches, checkpointing of every method) were priced to find the
+            extremes; 0 where only a trace can price the model.
+        on_front: how many of them fit and are beaten by no other one in quality, memory and time.
+        extremes: the best of them by each criterion.
     """
 
     first: str
@@ -69,3 +93,6 @@ class PlanExplanation:
     summary: tuple[str, ...]
     changes: tuple[ChangedAnswer, ...]
     rejected: tuple[ExplainedRejection, ...]
+    forms: int = 0
+    on_front: int = 0
+    extremes: tuple[Extreme, ...] = ()

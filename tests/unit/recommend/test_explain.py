@@ -126,3 +126,15 @@ def test_what_takes_too_long_is_let_in_by_a_higher_limit(small_model, make_data,
     remedies = [entry.remedy for entry in explain_plan(plan, ()).rejected if "--max-time" in entry.reason]
     assert remedies
     assert all(remedy.startswith("a limit that allows ") for remedy in remedies)
+
+
+def test_the_extremes_are_at_least_as_good_as_the_first_candidate_by_their_criterion(plan):
+    explained = explain_plan(plan, ())
+    first = plan.candidates[0]
+    best = {extreme.criterion: extreme for extreme in explained.extremes}
+    assert set(best) == {"score", "quality", "memory", "time"}
+    assert best["score"].score >= first.score - 1e-3
+    assert best["quality"].quality_points >= first.quality_points
+    assert best["memory"].required_bytes <= first.estimate.required_bytes
+    assert best["time"].predicted_seconds <= first.predicted_seconds * 1.001
+    assert explained.forms > explained.on_front > 0
