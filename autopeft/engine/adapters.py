@@ -68,7 +68,18 @@ def inject(model: Any, candidate: Candidate, steps: int, task_type: str = "CAUSA
         return get_peft_model(model, config, autocast_adapter_dtype=candidate.adapter_dtype == "float32")
     adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     _freeze_divisors(adapted)
+    if not candidate.options.get("dense_norm") and _has_variants():
+        from autopeft.engine.factored_dora import use_factored_norms
+
+        use_factored_norms(adapted)
     return cast_adapter(adapted, candidate)
+
+
+def _has_variants() -> bool:
+    """Returns whether the installed peft has the seam by which DoRA's forward is replaced: from 0.16 on."""
+    from peft.tuners.lora import layer
+
+    return hasattr(layer, "LoraVariant")
 
 
 def _freeze_divisors(model: Any) -> None:

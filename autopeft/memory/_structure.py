@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autopeft.memory._families import plan_of, window_of
 from autopeft.memory._static import DTYPE_BYTES
-from autopeft.memory._trained import ModelKey, adapted, adapted_blocks
+from autopeft.memory._trained import ModelKey, adapted, adapted_blocks, dense_norm
 from autopeft.memory.ledger.linear import Mode
 from autopeft.memory.ledger.record import Adapted, Plan, record_step
 from autopeft.memory.ledger.rows import Rows, phase_rows
@@ -113,4 +113,6 @@ def _adapter_kind(method: PeftMethod, candidate: Candidate) -> str:
         return "none"
     if spec.peft_type == "ADALORA":
         return "adalora"
-    return "dora" if spec.settings.get("use_dora") else "lora"
+    if not spec.settings.get("use_dora"):
+        return "lora"
+    return "dense-dora" if dense_norm(candidate) else "dora"

@@ -36,6 +36,11 @@ def _adapted(key: ModelKey, target_modules: tuple[str, ...]) -> tuple[LinearLaye
     return adapted_layers(key.model, target_modules)
 
 
+def dense_norm(candidate: Candidate) -> bool:
+    """Returns whether DoRA's norm is computed as peft does it: on request, and in configurations of other trainers."""
+    return bool(candidate.options.get("dense_norm")) or "peft_config" in candidate.options
+
+
 def adapted_blocks(candidate: Candidate, model: ModelSpec) -> dict[str, frozenset[int]]:
     """Returns the indices of the blocks that get an adapter, by the path of the linear layer."""
     return _adapted_blocks(ModelKey(model), candidate.target_modules)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from autopeft.memory._static import DTYPE_BYTES
-from autopeft.memory._trained import adapted, trainable_parameters
+from autopeft.memory._trained import adapted, dense_norm, trainable_parameters
 from autopeft.memory.rates import DeviceRates, device_rates, host_rates
 from autopeft.methods import get_method
 from autopeft.specs import Candidate, Device, ModelSpec, TimeEstimate
@@ -53,8 +53,15 @@ ADAPTER_BYTES = {2: (0, 8), 4: (6, 24)}
 LOSS_BYTES = {"forward": 18, "backward": 30}
 """Bytes a token and vocabulary entry that the loss moves around its products."""
 
-NORM_OF_WEIGHT_BYTES = 34
-"""Bytes an entry of a weight that DoRA's norm moves: casts, the update's product, the sum and its norm."""
+DENSE_NORM_BYTES = 34
+"""Bytes an entry of a weight that peft's DoRA moves for its norm: casts, the update's product, the sum and its norm."""
+
+FACTORED_NORM_BYTES = {"nf4": 2.56, "int8": 9.0}
+"""The same for a norm from the factors: one more product with the weight, where int8 is widened to float32; other
+weights are read once."""
+
+SCALED_MOVES = {"forward": 2, "backward": 6}
+"""Times that an entry of a DoRA layer's output is read or written for its magnitude and the magnitude's gradient."""
 
 DEQUANTIZED_BYTES = {"nf4": 2.56, "int8": 2.0}
 """Bytes a weight that bitsandbytes moves for each product: 4 bits and their scales, and 16 bits; int8 is multiplied as
@@ -243,7 +250,7 @@ def _own_work(name: str, candidate: Candidate, model: ModelSpec, load: Load) -> 
     if _has_adapter(candidate):
         dtype = _product_dtype(candidate)
         flops = tokens * trainable_parameters(candidate, model) * 2 * (2 if backward else 1)
-        products[dtype] = products.get(dtype, 0.0) + flops
+        products[dtype] = products.get(dtype, 0.0) + flops + _norm_flops(name, candidate, model)
     causal = 0.5 if model.kind == "causal_lm" else 1.0
     width = model.layers * model.attention_heads * model.head_dim
     return _Phase(
@@ -267,14 +274,34 @@ def _moved(name: str, candidate: Candidate, model: ModelSpec, tokens: Any) -> An
         for layer in adapted(candidate, model)
     )
     in_blocks = tokens * (model.layers * block + adapters) * (BACKWARD_MOVES if backward else 1.0)
-    return in_blocks + tokens * model.vocab_size * LOSS_BYTES[name] + _norm_bytes(name, candidate, model)
+    head = tokens * model.vocab_size * LOSS_BYTES[name]
+    normed = _norm_bytes(name, candidate, model) + _scaled_bytes(name, candidate, model, tokens)
+    return in_blocks + head + normed
 
 
 def _norm_bytes(name: str, candidate: Candidate, model: ModelSpec) -> float:
     if name == "backward" or not _normed(candidate):
         return 0.0
-    entries = sum(layer.count * layer.in_features * layer.out_features for layer in adapted(candidate, model))
-    return float(NORM_OF_WEIGHT_BYTES * entries)
+    factored = FACTORED_NORM_BYTES.get(candidate.quantization, DTYPE_BYTES[candidate.dtype])
+    return float((DENSE_NORM_BYTES if dense_norm(candidate) else factored) * _adapted_entries(candidate, model))
+
+
+def _norm_flops(name: str, candidate: Candidate, model: ModelSpec) -> float:
+    """Returns the products of a norm: ``W A^T`` of the factored one, ``B A`` of the dense one, both ``2 r in out``."""
+    if name == "backward" or not _normed(candidate):
+        return 0.0
+    return 2.0 * (candidate.r or 0) * _adapted_entries(candidate, model)
+
+
+def _scaled_bytes(name: str, candidate: Candidate, model: ModelSpec, tokens: Any) -> Any:
+    if not _normed(candidate):
+        return 0.0
+    outputs = sum(layer.count * layer.out_features for layer in adapted(candidate, model))
+    return tokens * SCALED_MOVES[name] * DTYPE_BYTES[candidate.dtype] * outputs
+
+
+def _adapted_entries(candidate: Candidate, model: ModelSpec) -> int:
+    return sum(layer.count * layer.in_features * layer.out_features for layer in adapted(candidate, model))
 
 
 def _counts(name: str, candidate: Candidate, model: ModelSpec) -> _Counts:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from autopeft.memory.ledger import ops
 from autopeft.memory.ledger.autograd import Graph, Leaf, Node, Tensor
-from autopeft.memory.ledger.tape import GRADIENTS, ONE
+from autopeft.memory.ledger.tape import GRADIENTS, ONE, RANK
 
 NF4_SCALE_WEIGHTS = 64
 """Weights of one scale of nf4."""
@@ -19,7 +19,8 @@ class Mode:
     Attributes:
         base: bytes of an entry of the base weights and of what is computed with them.
         adapter: bytes of an entry of an adapter weight.
-        adapter_kind: "lora" for everything that peft builds like LoRA.
+        adapter_kind: "lora" for everything that peft builds like LoRA; "dora" with the norm from the factors,
+            "dense-dora" with peft's own.
         autocast: whether products run in 16 bits on float32 trained weights.
         on_host: a host processor's kernels instead of CUDA's.
         quantization: storage of the base.
@@ -181,8 +182,12 @@ def base_output(s: Step, x: Tensor, layer: Linear) -> Tensor:
 
 
 def _nf4(s: Step, x: Tensor, layer: Linear) -> Tensor:
+    return ops.cast(s.g, _nf4_product(s, x, layer), x.item)
+
+
+def _nf4_product(s: Step, x: Tensor, layer: Linear) -> Tensor:
     """Bitsandbytes rebuilds the weight in the backward, and casts it to the gradient's dtype."""
-    g, mode, item = s.g, s.mode, x.item
+    g, mode = s.g, s.mode
     count = layer.inputs * layer.outputs
     x = ops.cast(g, x, mode.base)
     meta = x.meta
@@ -193,7 +198,7 @@ def _nf4(s: Step, x: Tensor, layer: Linear) -> Tensor:
         del scales
         return (_with(g.tensor(meta), rebuilt),)
 
-    return ops.cast(g, g.apply((x,), (x.unit, layer.width, mode.base), backward), item)
+    return g.apply((x,), (x.unit, layer.width, mode.base), backward)
 
 
 def _int8(s: Step, x: Tensor, layer: Linear) -> Tensor:
@@ -236,8 +241,9 @@ def _lora(s: Step, x: Tensor, result: Tensor, layer: Linear, adapter: Adapter) -
     converts = _converts(s, layer)
     if converts:
         x = ops.cast(g, x, s.mode.adapter)
-    if s.mode.adapter_kind == "dora":
-        answer = ops.add(g, result, _dora(s, x, result, layer, adapter))
+    if s.mode.adapter_kind.endswith("dora"):
+        dense = s.mode.adapter_kind == "dense-dora"
+        answer = (_dense_dora if dense else _dora)(s, x, result, layer, adapter)
         return ops.cast(g, answer, item) if converts else answer
     # x itself lives as long as this call, as in peft.
     dropped = ops.dropout(g, x, on_host=s.mode.on_host) if s.mode.dropout else x
@@ -287,7 +293,47 @@ def _divided(g: Graph, x: Tensor, item: int) -> Tensor:
 
 
 def _dora(s: Step, x: Tensor, result: Tensor, layer: Linear, adapter: Adapter) -> Tensor:
-    """Returns what DoRA adds: ``(m - 1) base + m update`` with ``m`` the magnitude over the norm of the sum.
+    """Returns ``m (base + update)`` with ``m`` the magnitude over the norm, which takes matrices of width r only."""
+    g, mode = s.g, s.mode
+    assert adapter.rest is not None
+    g.tensor((RANK, layer.outputs * adapter.share, 4))
+    change = g.apply((adapter.rest,), (ONE, layer.outputs, 4), _vector_gradient(s, adapter.rest))
+    if mode.dropout:
+        return ops.add(g, result, _beside_the_base(s, ops.dropout(g, x, on_host=mode.on_host), change, layer, adapter))
+    unbiased = ops.copy(g, result) if layer.bias is not None else result
+    changed = _scaled_rows(g, ops.add_scaled(g, unbiased, low_rank(s, x, layer, adapter)), change)
+    return ops.copy(g, changed) if layer.bias is not None else changed
+
+
+def _scaled_rows(g: Graph, values: Tensor, change: Tensor) -> Tensor:
+    """The backward multiplies gradient and values before it sums them."""
+
+    def backward(_: list[Tensor]) -> tuple[Tensor, Tensor]:
+        product = g.tensor(values_meta)
+        of_change = g.tensor(change_meta)
+        del product
+        return g.tensor(values_meta), of_change
+
+    values_meta, change_meta = values.meta, change.meta
+    return g.apply((values, change), values_meta, backward, saves=(values, change))
+
+
+def _beside_the_base(s: Step, x: Tensor, change: Tensor, layer: Linear, adapter: Adapter) -> Tensor:
+    """Returns ``(m - 1) base + m update`` with a second product of the base weight with what was not dropped."""
+    g = s.g
+    if layer.quantized and s.mode.quantization == "nf4":
+        weight, base = None, _nf4_product(s, x, layer)
+    else:
+        weight = _weight_matrix(s, x.item, layer)
+        base = plain(s, x, weight or layer.weight, layer.width)
+    update = low_rank(s, x, layer, adapter)
+    answer = ops.add(g, ops.mul(g, change, base), ops.same(g, ops.mul(g, ops.copy(g, change), update)))
+    del weight
+    return answer
+
+
+def _dense_dora(s: Step, x: Tensor, result: Tensor, layer: Linear, adapter: Adapter) -> Tensor:
+    """Returns ``base + (m - 1) base + m update`` with ``m`` the magnitude over the norm of the sum, as peft does.
 
     The norm needs base weight, update, scaled update and their sum as matrices ``(out, in)``; the update is the
     adapter applied to an identity matrix ``(in, in)``.
@@ -310,7 +356,7 @@ def _dora(s: Step, x: Tensor, result: Tensor, layer: Linear, adapter: Adapter) -
         base = ops.copy(g, result) if layer.bias is not None else result
     answer = ops.add(g, ops.mul(g, ops.copy(g, magnitude), base), ops.same(g, ops.mul(g, magnitude, change)))
     del update, weight
-    return answer
+    return ops.add(g, result, answer)
 
 
 def _vector_gradient(s: Step, vector: Tensor):  # type: ignore[no-untyped-def]

@@ -57,6 +57,14 @@ def add(g: Graph, a: Tensor, b: Tensor) -> Tensor:
     return g.apply((a, b), out, lambda grads: (grads[0], grads[0]), metas=metas)
 
 
+def add_scaled(g: Graph, a: Tensor, b: Tensor) -> Tensor:
+    """Returns ``a + c b`` of one operation; b's gradient is a new tensor."""
+    out = (a.unit, a.width, max(a.item, b.item))
+    metas = a.meta, b.meta
+
+    return g.apply((a, b), out, lambda grads: (grads[0], g.tensor(out)), metas=metas)
+
+
 def add_(g: Graph, a: Tensor, b: Tensor) -> Tensor:
     """Returns a after b was added to it in place."""
     assert a.storage is not None

@@ -82,10 +82,12 @@ def test_nf4_costs_the_rebuilding_of_each_weight_twice_a_step():
     assert longer == pytest.approx(2 * quantizable * 2.56 / (0.95 * 8.64e11), rel=0.01)
 
 
-def test_doras_norm_of_the_weight_weighs_more_the_shorter_the_batch():
-    ratios = [seconds(large(method="dora"), length, L40S) / seconds(large(), length, L40S) for length in (224, 4096)]
+@pytest.mark.parametrize(("options", "most"), [({}, 1.15), ({"dense_norm": True}, 1.35)])
+def test_doras_norm_of_the_weight_weighs_more_the_shorter_the_batch(options, most):
+    dora = large(method="dora", options=options)
+    ratios = [seconds(dora, length, L40S) / seconds(large(), length, L40S) for length in (224, 4096)]
     assert ratios[0] > ratios[1] > 1.0
-    assert ratios[0] < 1.3  # 1.21 measured in the PEFT suite, whose batches are about so long
+    assert ratios[0] < most  # 1.21 measured with peft's own norm in the PEFT suite, whose batches are about so long
 
 
 def test_full_tuning_of_a_short_batch_is_bound_by_its_update():
