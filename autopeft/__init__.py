@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autopeft.api import calibrate, estimate, explain, explain_plan, run, suggest
+    from autopeft.api import baseline, calibrate, estimate, explain, explain_plan, run, suggest
     from autopeft.errors import AutoPeftError
     from autopeft.specs import Candidate, MemoryEstimate, Recommendation, Report, Verdict
 
@@ -23,6 +23,7 @@ __all__ = [
     "Report",
     "Verdict",
     "__version__",
+    "baseline",
     "calibrate",
     "estimate",
     "explain",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "baseline": "autopeft.api",
     "calibrate": "autopeft.api",
     "suggest": "autopeft.api",
     "run": "autopeft.api",

@@ -4,6 +4,7 @@ Nothing here prints; progress goes to the callbacks, logs to ``logging``.
 """
 
 from autopeft.api._advice import describe_methods, suggest
+from autopeft.api._baseline import baseline, describe_data
 from autopeft.api._calibrate import CalibrationResult, calibrate
 from autopeft.api._estimate import estimate, explain
 from autopeft.api._explain_plan import explain_plan
@@ -12,7 +13,9 @@ from autopeft.api._run import run
 
 __all__ = [
     "CalibrationResult",
+    "baseline",
     "calibrate",
+    "describe_data",
     "describe_methods",
     "estimate",
     "explain",

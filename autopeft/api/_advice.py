@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from autopeft.api._baseline import ROWS, SHOTS, StepWatcher, with_base_scores
 from autopeft.errors import InvalidInputError, UnknownNameError
 from autopeft.specs import Objective, PlanInputs, Recommendation, to_dict
 from autopeft.specs.data import OnBadRow
@@ -39,6 +40,10 @@ def suggest(
     trace: int = 0,
     environment: str | Path | None = None,
     calibration: bool = True,
+    baseline: bool = False,
+    baseline_rows: int = ROWS,
+    baseline_shots: int = SHOTS,
+    on_step: StepWatcher | None = None,
 ) -> Recommendation:
     """Returns ranked candidates for a model, data and a device; needs no GPU, no weights and no torch.
 
@@ -64,6 +69,11 @@ def suggest(
         trace: trace the memory of the best so many candidates (needs ``autopeft[train]``).
         environment: trace them in this virtual environment, or with its python, whose libraries will train.
         calibration: correct by what was measured on this machine ("auto" hardware only).
+        baseline: score the untouched model on the data first (needs weights and ``autopeft[train]``): the plan's first
+            note then says whether there is anything to fine-tune for.
+        baseline_rows: as ``rows`` of ``baseline``.
+        baseline_shots: as ``shots`` of ``baseline``.
+        on_step: told how far the baseline is: stage, rows done, rows wanted.
 
     Raises:
         NothingFitsError: with the smallest estimate, what it lacks and what would help.
@@ -104,9 +114,13 @@ def suggest(
     dataset = profile_dataset(inputs.data, model=spec, columns=inputs.columns, seed=seed, on_bad_row=on_bad_row)
     # A plan may be run from another folder than it was made in.
     dataset = replace(dataset, files=tuple(str(Path(file).absolute()) for file in dataset.files))
+    if baseline:
+        budget = inputs.budget_memory_bytes if inputs.hardware == "auto" else None  # it is scored on this machine
+        dataset = with_base_scores(dataset, spec, baseline_rows, baseline_shots, seed, budget, on_step)
     known = calibration_for(profile, dataset.content_hash) if calibration else None
     plan = recommend(profile, spec, dataset, inputs, seed=seed, price=known.pricer(price_memory) if known else None)
-    plan = replace(plan, versions=dict(REFERENCE_VERSIONS))
+    first = (dataset.base_scores.advice.sentence,) if dataset.base_scores and dataset.base_scores.advice else ()
+    plan = replace(plan, versions=dict(REFERENCE_VERSIONS), notes=(*first, *plan.notes))
     return _traced(plan, trace, environment, known) if trace else plan
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -13,13 +13,11 @@ from autopeft.cli._parameters import (
     Columns,
     Duration,
     bad_row_option,
+    baseline_options,
     input_options,
     json_option,
 )
 from autopeft.cli._terminal import Progress, print_table, show, terminate_like_interrupt
-
-if TYPE_CHECKING:
-    from autopeft.specs.data import OnBadRow
 
 _EXAMPLES = """\b
 Examples:
@@ -53,6 +51,7 @@ def cli() -> None:
 @click.option(
     "--calibration/--no-calibration", default=True, help="Correct by what was measured on this machine. Default: yes."
 )
+@baseline_options
 @json_option
 def suggest(output: Path | None, as_json: bool, columns: tuple[tuple[str, str], ...], **inputs: Any) -> None:
     """Recommends methods and settings in seconds.
@@ -62,7 +61,9 @@ def suggest(output: Path | None, as_json: bool, columns: tuple[tuple[str, str], 
     from autopeft import api
     from autopeft.specs import to_json
 
-    plan = api.suggest(columns=dict(columns), **inputs)
+    terminate_like_interrupt()
+    with Progress() as progress:
+        plan = api.suggest(columns=dict(columns), on_step=progress.step, **inputs)
     if output is not None:
         api.write_plan(plan, output)
         click.echo(f"wrote {output}; next: autopeft run {output}", err=True)
@@ -140,17 +141,17 @@ def hardware(name: str | None, as_json: bool) -> None:
 @click.option("--model", help="Counts tokens with this model's tokenizer and chat template.")
 @click.option("--column", "columns", type=Columns(), multiple=True, help=COLUMN_HELP)
 @bad_row_option
+@click.option("--seed", default=0, show_default=True, help="Of every sample.")
+@baseline_options
 @json_option
-def data(
-    source: str, model: str | None, columns: tuple[tuple[str, str], ...], on_bad_row: OnBadRow, as_json: bool
-) -> None:
-    """Profiles a data set: format, lengths, findings."""
-    from autopeft.profiling.dataset import profile_dataset
-    from autopeft.profiling.model import load_model
+def data(as_json: bool, columns: tuple[tuple[str, str], ...], **options: Any) -> None:
+    """Profiles a data set: format, lengths, findings; with --baseline, what the untouched model does on it."""
+    from autopeft import api
     from autopeft.report.tables import data_table
 
-    spec = load_model(model) if model else None
-    profile = profile_dataset(source, model=spec, columns=dict(columns) or None, on_bad_row=on_bad_row)
+    terminate_like_interrupt()
+    with Progress() as progress:
+        profile = api.describe_data(columns=dict(columns), on_step=progress.step, **options)
     show(profile, as_json, data_table)
 
 

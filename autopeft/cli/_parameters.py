@@ -109,4 +109,22 @@ def input_options(required: bool) -> Callable[[Command], Command]:
     return decorate
 
 
+def baseline_options(command: Command) -> Command:
+    """Adds the options that have the untouched base model scored."""
+    options = [
+        click.option(
+            "--baseline", is_flag=True, help="Score the untouched model on the data first (needs autopeft[train])."
+        ),
+        click.option(
+            "--baseline-rows", default=128, show_default=True, type=click.IntRange(min=2), help="Scored rows at most."
+        ),
+        click.option(
+            "--baseline-shots", default=4, show_default=True, type=click.IntRange(min=0), help="Examples in its prompt."
+        ),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

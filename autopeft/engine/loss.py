@@ -109,12 +109,14 @@ def row_losses(model: Any, batch: dict[str, Any], trainer: TrainerName) -> tuple
     """Returns each row's summed negative log-likelihood, float32 ``(rows,)``, and its supervised tokens ``(rows,)``.
 
     Computed as a server computes: no autocast, logits upcast to float32; with trl's head without ever building them
-    all, so that scoring a batch takes no more memory than training on it.
+    all, so that scoring a batch takes no more memory than training on it. A batch may begin with "past_key_values",
+    which its attention mask covers.
     """
     import torch
     from torch.nn import functional
 
-    inputs: dict[str, Any] = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    names = ("input_ids", "attention_mask", "past_key_values")
+    inputs: dict[str, Any] = {name: batch[name] for name in names if name in batch}
     if trainer == "trl":
         outputs = model(**inputs, labels=batch["labels"], use_cache=False, fused_lm_head=True)
         return -outputs.log_probs.float().sum(1), outputs.label_mask.sum(1)

@@ -101,6 +101,17 @@ class TokenizerCounter:
             for example, (counted, ids) in pairs
         ]
 
+    def encode_prompts(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
+        """Returns the token ids of what stands before each example's last supervised turn."""
+        begin = self._tokenizer.encode("a").ids[: self._before]
+        texts = []
+        for example in examples:
+            rendered = _render(example, self._template, self._eos_token)
+            texts.append(rendered.text[: rendered.supervised[-1][0]])
+        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        pairs = zip(examples, encoded, strict=True)
+        return [tuple(each.ids) if self._templated(example) else (*begin, *each.ids) for example, each in pairs]
+
     def _encode(self, examples: Sequence[Example]) -> list[tuple[CountedRow, list[int]]]:
         if examples and examples[0].text_pair is not None:
             return self._encode_pairs(examples)

@@ -25,6 +25,7 @@ __all__ = [
     "Example",
     "Message",
     "Row",
+    "good_rows",
     "hash_files",
     "iter_rows",
     "list_files",
@@ -138,6 +139,14 @@ def read_examples(
     """
     reader = RowReader(data_format, columns)
     return examples_from_rows(_not_empty(read_rows(files), files), reader, on_bad_row).examples
+
+
+def good_rows(data: DatasetProfile) -> Iterator[Row]:
+    """Yields the rows that became the examples of a profile, in order, without holding them in memory."""
+    reader = RowReader(data.format, data.columns)
+    for row in read_rows(data.files):
+        if isinstance(row, Row) and isinstance(reader.example(row), Example):
+            yield row
 
 
 def _load(files: Sequence[str], columns: Mapping[str, str] | None, on_bad_row: OnBadRow) -> ReadRows:

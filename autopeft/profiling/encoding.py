@@ -24,6 +24,26 @@ class EncodedRow:
     supervised: tuple[tuple[int, int], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """What stands before an example's last answer, as tokens, and that answer.
+
+    Attributes:
+        input_ids: chat template, generation prompt and special tokens included.
+        reference: the answer's text.
+    """
+
+    input_ids: tuple[int, ...]
+    reference: str
+
+
+def encode_prompts(folder: Path, examples: Sequence[Example]) -> list[EncodedPrompt]:
+    """Returns what a model is asked for the last supervised turn of each example; all must have one."""
+    prompts = TokenizerCounter(folder).encode_prompts(examples)
+    answers = [example.messages[example.supervised_turns[-1]][1] for example in examples]
+    return [EncodedPrompt(ids, answer) for ids, answer in zip(prompts, answers, strict=True)]
+
+
 def encode_examples(folder: Path, examples: Sequence[Example]) -> list[EncodedRow]:
     """Returns every example as tokens of the folder's tokenizer.json.
 

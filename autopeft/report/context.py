@@ -88,7 +88,9 @@ def data_facts(data: DatasetProfile) -> list[tuple[str, str]]:
     """Returns a data set's profile as names and values."""
     estimated = " (estimated from characters)" if data.token_counts_source == "characters" else ""
     quantiles = ", ".join(f"{100 * float(key):g} %: {tokens:,}" for key, tokens in data.token_quantiles.items())
+    advice = data.base_scores.advice if data.base_scores else None
     facts = [
+        *([("advice", advice.sentence)] if advice else []),
         ("source", data.source),
         ("files", joined(data.files)),
         ("format", data.format),

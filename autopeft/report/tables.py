@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autopeft.methods import PeftMethod
+from autopeft.report.base_scores import base_scores_table
 from autopeft.report.context import data_facts, model_facts
 from autopeft.report.formats import (
     batch_label,
@@ -49,7 +50,14 @@ _SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 def suggest_table(plan: Recommendation) -> RenderableType:
     """Returns the ranked candidates with price and reasons, then what was rejected."""
-    parts: list[RenderableType] = [_heading(plan), _candidates(plan), Text(), *_trade_offs(plan), Text()]
+    parts: list[RenderableType] = [
+        *_untouched(plan),
+        _heading(plan),
+        _candidates(plan),
+        Text(),
+        *_trade_offs(plan),
+        Text(),
+    ]
     shared = _shared_reasons(plan.candidates)
     if shared:
         parts += [bold("Why, for all of them"), bullets(map(str, shared)), Text()]
@@ -104,7 +112,9 @@ def model_table(model: ModelSpec) -> RenderableType:
 def data_table(data: DatasetProfile) -> RenderableType:
     """Returns a data set's size and shape, and the findings, worst first."""
     found = [_finding(finding) for finding in data.findings] or [Text("No finding changes a decision.")]
-    return Group(_facts(data_facts(data)), bold("Findings"), *found)
+    scores = data.base_scores
+    untouched = [] if scores is None else [Text(), bold("The untouched base model"), base_scores_table(scores), Text()]
+    return Group(_facts(data_facts(data)), *untouched, bold("Findings"), *found)
 
 
 def estimate_table(estimate: MemoryEstimate) -> RenderableType:
@@ -163,6 +173,14 @@ def verdict_table(verdict: Verdict) -> RenderableType:
         if lines:
             parts += [bold(title), bullets(lines)]
     return Group(*parts)
+
+
+def _untouched(plan: Recommendation) -> list[RenderableType]:
+    """Returns what the untouched base model scores, before all else: it may make the rest needless."""
+    scores = plan.data.base_scores
+    if scores is None or scores.advice is None:
+        return []
+    return [bold(scores.advice.sentence), base_scores_table(scores), Text()]
 
 
 def _heading(plan: Recommendation) -> Text:

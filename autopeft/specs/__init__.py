@@ -1,5 +1,14 @@
 """The plain data that the stages exchange: frozen dataclasses and nothing else."""
 
+from autopeft.specs.base_scores import (
+    BaseAdvice,
+    BaseRequest,
+    BaseScores,
+    BaseVerdict,
+    Score,
+    ScoredTask,
+    ShotScores,
+)
 from autopeft.specs.candidate import (
     Attention,
     Candidate,
@@ -66,6 +75,10 @@ __all__ = [
     "QUALITY_TERMS",
     "SCHEMA_VERSION",
     "Attention",
+    "BaseAdvice",
+    "BaseRequest",
+    "BaseScores",
+    "BaseVerdict",
     "Baseline",
     "Basis",
     "BatchSampler",
@@ -114,9 +127,12 @@ __all__ = [
     "Runner",
     "RungReport",
     "SchedulerName",
+    "Score",
     "ScoreRequest",
+    "ScoredTask",
     "Scores",
     "SearchSpace",
+    "ShotScores",
     "Situation",
     "SplitName",
     "StepStyle",

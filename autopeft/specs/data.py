@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from autopeft.specs.base_scores import BaseScores
+
 DataFormat = Literal[
     "messages",
     "sharegpt",
@@ -85,6 +87,7 @@ class DatasetProfile:
         on_bad_row: what a run does with rows that cannot be read or do not fit the format: as was done here.
         skipped_rows: rows that were left out for it.
         findings: worst first.
+        base_scores: what the untouched model already does on a sample of the data; None unless asked for.
     """
 
     source: str
@@ -109,3 +112,4 @@ class DatasetProfile:
     on_bad_row: OnBadRow = "error"
     skipped_rows: int = 0
     findings: tuple[Finding, ...] = ()
+    base_scores: BaseScores | None = None

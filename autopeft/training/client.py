@@ -18,6 +18,8 @@ import psutil
 import autopeft
 from autopeft.errors import AutoPeftError, DataError, InvalidInputError, ModelError, RunFolderError, WorkerError
 from autopeft.specs import (
+    BaseRequest,
+    BaseScores,
     Job,
     JobFacts,
     RungReport,
@@ -247,6 +249,30 @@ class WorkerRunner:
         if message["kind"] != "scores":
             raise _error_of(message, self._log_file)
         return from_dict(message["scores"], Scores, "the worker's scores")
+
+    def baseline(self, request: BaseRequest) -> BaseScores:
+        """Scores the untouched base on the prepared rows, zero-shot and with examples in the prompt.
+
+        Raises:
+            DataError: if too few rows fit into the model's context.
+            WorkerError: if the worker dies of it, for want of memory above all.
+        """
+        worker = self._ready()
+        try:
+            worker.send("baseline", request=request)
+            while (message := worker.receive())["kind"] == "progress":
+                if self._on_step is not None:
+                    self._on_step(message["stage"], message["done"], message["total"])
+            if message["kind"] == "oom":
+                raise WorkerGoneError
+        except WorkerGoneError as error:
+            why = self._why_it_died(worker)
+            raise WorkerError(
+                f"the untouched base model could not be scored: {why}; its log: {self._log_file}"
+            ) from error
+        if message["kind"] != "base_scores":
+            raise _error_of(message, self._log_file)
+        return from_dict(message["scores"], BaseScores, "the base model's scores")
 
     def refresh(self) -> None:
         """Ends a worker that holds much more memory than after its first training; the next command starts another."""

@@ -4,23 +4,38 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from autopeft.engine.loss import row_losses
 from autopeft.errors import AutoPeftError
 from autopeft.specs import Candidate, Scores
-from autopeft.training.data import Collator, TokenRow
+from autopeft.training.data import TokenRow
 
 
 class ScoreError(AutoPeftError):
     """The held-out loss is no finite number."""
 
 
-def score_rows(model: Any, rows: Sequence[TokenRow], collator: Collator, candidate: Candidate, device: str) -> Scores:
+def score_rows(
+    model: Any,
+    rows: Sequence[TokenRow],
+    collator: Callable[[list[dict[str, list[int]]]], dict[str, Any]],
+    candidate: Candidate,
+    device: str,
+    on_rows: Callable[[int], None] | None = None,
+) -> Scores:
     """Returns the loss of every row, in the order given; rows of like length share a forward.
 
     A forward takes as many rows as one of the training, whose memory was priced.
+
+    Args:
+        model: with or without adapter, prepared for the candidate's loss.
+        rows: each with a supervised token.
+        collator: makes batches of them.
+        candidate: says how many rows a forward takes and whose loss is computed.
+        device: that the model is on.
+        on_rows: told how many rows are done.
 
     Raises:
         ScoreError: if the loss is no finite number.
@@ -41,6 +56,8 @@ def score_rows(model: Any, rows: Sequence[TokenRow], collator: Collator, candida
             row_sums, row_counts = row_losses(model, batch, candidate.trainer)
             for index, loss, count in zip(chosen, row_sums.tolist(), row_counts.tolist(), strict=True):
                 losses[index], counts[index] = loss, count
+            if on_rows is not None:
+                on_rows(start + len(chosen))
     model.train(was_training)
     eval_loss = sum(losses) / sum(counts)
     if not math.isfinite(eval_loss):
@@ -57,4 +74,6 @@ def score_rows(model: Any, rows: Sequence[TokenRow], collator: Collator, candida
 
 
 def _on_device(batch: dict[str, Any], device: str) -> dict[str, Any]:
-    return {name: value if isinstance(value, int) else value.to(device) for name, value in batch.items()}
+    import torch
+
+    return {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}

@@ -82,7 +82,7 @@ class Session:
             truncated_rows=self.data.truncated_rows,
             lost_supervised_tokens=self.data.lost_supervised_tokens,
             versions=stack_versions(),
-            device_name=_device_name(self.job.device),
+            device_name=device_name(self.job.device),
             split_hash=self.data.split_hash,
             row_numbers={name: tuple(row.row for row in rows) for name, rows in splits.items()},
         )
@@ -303,7 +303,8 @@ def peak_bytes(device: str) -> int | None:
     return int(torch.get_device_module(device).max_memory_allocated(device))
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """Returns the name of what computes, as its driver reports it; the device itself where there is none."""
     if device_type(device) in _WITH_STATISTICS:
         import torch
 

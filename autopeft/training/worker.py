@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from autopeft.engine.stack import require_training_stack
 from autopeft.errors import AutoPeftError
-from autopeft.specs import Job, RungReport, ScoreRequest, TrainRequest, from_dict
+from autopeft.specs import BaseRequest, Job, RungReport, ScoreRequest, TrainRequest, from_dict
 from autopeft.training.protocol import OOM_EXIT, read_message, write_message
 
 
@@ -59,6 +59,11 @@ class Worker:
         elif kind == "score":
             scoring = from_dict(command["request"], ScoreRequest, "the scoring")
             self._answer("scores", scores=self._session.score(scoring))
+        elif kind == "baseline":
+            from autopeft.training.untouched import score_base
+
+            asked = from_dict(command["request"], BaseRequest, "the baseline")
+            self._answer("base_scores", scores=score_base(self._session, asked, self._on_progress))
         else:
             raise AssertionError(f"unknown command {kind}")
 
@@ -70,6 +75,9 @@ class Worker:
 
     def _on_step(self, step: int) -> None:
         self._answer("step", step=step)
+
+    def _on_progress(self, stage: str, done: int, total: int) -> None:
+        self._answer("progress", stage=stage, done=done, total=total)
 
     def _answer(self, kind: str, **content: Any) -> None:
         write_message(self._answers, kind, **content)
