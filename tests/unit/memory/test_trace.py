@@ -92,6 +92,29 @@ def test_methods_that_keep_more_than_lora_are_seen_to(llama, make_candidate, met
     )
 
 
+def test_loftqs_initialization_is_a_phase_of_its_own_with_float32_matrices_beside_the_weights(llama, make_candidate):
+    """Original, residual, update, scaled update of the largest layer at least (``autopeft.methods.loftq``)."""
+    candidate = make_candidate("loftq", quantization="nf4")
+    found = trace_memory(candidate, llama, None, sequence_length=16)
+    entries = max(x.in_features * x.out_features for x in llama.linear_layers if x.role in ("attention", "mlp"))
+    held = found.phase_components["init"]
+    assert 16 * entries < held["temporaries"] < 32 * entries
+    assert held["base_weights"] == found.phase_components["load"]["base_weights"]
+    plain = trace_memory(make_candidate(quantization="nf4"), llama, None, sequence_length=16)
+    assert "init" not in plain.phases
+    assert found.phases["backward"] == plain.phases["backward"]
+
+
+def test_adaloras_three_importance_statistics_a_parameter_are_held_as_states(llama, make_candidate):
+    """Importance, its moving average and its uncertainty: as many numbers as there are trained parameters, each."""
+    candidate = make_candidate("adalora", adapter_dtype="float32")
+    found = trace_memory(candidate, llama, None, sequence_length=16)
+    states = 5 * 4 * found.trainable_parameters  # AdamW's two beside them, in float32
+    layers = sum(x.count for x in llama.linear_layers if x.quantizable)
+    blocks = layers * 3 * 5 * MIN_BLOCK_BYTES  # tensors are rounded up: three factors a layer, five numbers each
+    assert states <= found.phase_components["backward"]["optimizer_states"] <= states + 1.2 * blocks
+
+
 def test_quantized_bases_are_packed(llama, make_candidate):
     load = {
         kind: trace_memory(make_candidate(quantization=kind), llama, None, sequence_length=16).phases["load"]
