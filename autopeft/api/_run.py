@@ -27,7 +27,7 @@ from autopeft.specs.data import OnBadRow
 from autopeft.units import parse_duration
 
 if TYPE_CHECKING:
-    from autopeft.search import Event, RunFolder, RunSettings
+    from autopeft.search import CandidateSource, Event, RunFolder, RunSettings
     from autopeft.specs import Runner
 
 StepWatcher = Callable[[str, int, int], None]
@@ -212,6 +212,14 @@ def _plan_for_these_libraries(plan: Recommendation) -> Recommendation:
     return renewed
 
 
+def _factory_for_these_libraries(plan: Recommendation) -> CandidateSource:
+    from autopeft.memory.trace import trace_memory
+    from autopeft.memory.tracing.versions import installed_versions
+    from autopeft.recommend import factory_for
+
+    return factory_for(plan, installed_versions(), trace_memory)
+
+
 def _same_device(planned: HardwareProfile, present: HardwareProfile) -> bool:
     """Returns whether a plan still holds: the same device, and what it counted on still free (2 % less is noise)."""
     before, now = planned.device, present.device
@@ -286,7 +294,8 @@ def _search(
     with folder:
         runner = _runner(plan, settings, folder, on_step)
         try:
-            run_search(plan, settings, folder, runner, on_event=on_event or _ignore)
+            source = None if settings.dry_run else _factory_for_these_libraries(plan)
+            run_search(plan, settings, folder, runner, on_event=on_event or _ignore, source=source)
         except BaseException as error:
             shown = _error_to_show(error, folder)
             _clear_up(plan, folder, runner, withdraw=shown is error and folder.may_be_withdrawn())

@@ -9,7 +9,7 @@ from autopeft.memory._families import plan_of, window_of
 from autopeft.memory._static import DTYPE_BYTES
 from autopeft.memory._trained import ModelKey, adapted, adapted_blocks, dense_norm
 from autopeft.memory.ledger.linear import Mode
-from autopeft.memory.ledger.record import Adapted, Plan, record_step
+from autopeft.memory.ledger.record import Adapted, record_step
 from autopeft.memory.ledger.rows import Rows, phase_rows
 from autopeft.memory.ledger.tape import ONE, RANK
 from autopeft.methods import PeftMethod, get_method
@@ -35,18 +35,12 @@ def rank_and_structure(
     candidate: Candidate, model: ModelSpec, kind: DeviceKind, sequence_length: int
 ) -> tuple[float, Structure]:
     """Returns the widest rank of the candidate's adapters, and its recorded step."""
-    rank, adapters = _adapters(candidate, model)
+    rank, adapters = adapters_of(candidate, model)
     return rank, _recorded(ModelKey(model), mode_of(candidate, model, kind, sequence_length), adapters)
 
 
-def plan_of_candidate(candidate: Candidate, model: ModelSpec, kind: DeviceKind, *, sequence_length: int) -> Plan:
-    """Returns what is recorded for a candidate."""
-    _, adapters = _adapters(candidate, model)
-    return plan_of(model, mode_of(candidate, model, kind, sequence_length), dict(adapters))
-
-
-def _adapters(candidate: Candidate, model: ModelSpec) -> tuple[int, tuple[tuple[str, Adapted], ...]]:
-    """Returns the widest rank, and the adapter of each linear layer inside the blocks by its path."""
+def adapters_of(candidate: Candidate, model: ModelSpec) -> tuple[int, tuple[tuple[str, Adapted], ...]]:
+    """Returns the candidate's widest rank, and the adapter of each linear layer inside the blocks by its path."""
     method = get_method(candidate.method)
     if not method.has_adapter:
         return 0, ()

@@ -5,7 +5,7 @@ from autopeft.recommend.candidates import CandidateFactory
 from autopeft.recommend.learning_rate import Conditions, advised_learning_rate
 from autopeft.recommend.ranking import plain_lora, recommend
 from autopeft.recommend.reprice import price_best, reprice
-from autopeft.recommend.retrace import retrace
+from autopeft.recommend.retrace import factory_for, retrace
 
 __all__ = [
     "Advice",
@@ -13,6 +13,7 @@ __all__ = [
     "Conditions",
     "advise",
     "advised_learning_rate",
+    "factory_for",
     "plain_lora",
     "price_best",
     "recommend",

@@ -93,9 +93,9 @@ class CandidateFactory:
         self._estimates: dict[tuple[object, ...], MemoryEstimate] = {}
 
     @classmethod
-    def from_plan(cls, plan: Recommendation) -> CandidateFactory:
-        """Returns the factory that made a plan's candidates."""
-        return cls(plan.model, plan.data, plan.hardware, plan.inputs, advice=advice_of(plan))
+    def from_plan(cls, plan: Recommendation, price: Pricer | None = None) -> CandidateFactory:
+        """Returns the factory that made a plan's candidates; ``price`` is None for the closed form."""
+        return cls(plan.model, plan.data, plan.hardware, plan.inputs, price, advice=advice_of(plan))
 
     def with_rows_of(self, length: int) -> CandidateFactory:
         """Returns a factory like this one, but for rows truncated to ``length``."""

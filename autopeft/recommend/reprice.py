@@ -34,8 +34,7 @@ def price_best(plan: Recommendation, count: int, price: Pricer) -> Recommendatio
     Raises:
         NothingFitsError: if no candidate is left.
     """
-    factory = CandidateFactory.from_plan(plan)
-    careful = CandidateFactory(plan.model, plan.data, plan.hardware, plan.inputs, price, advice=factory.advice)
+    factory, careful = CandidateFactory.from_plan(plan), CandidateFactory.from_plan(plan, price)
     answers = [factory.rank(entry.candidate, careful.estimate(entry.candidate)) for entry in plan.candidates[:count]]
     kept = [entry for entry in answers if isinstance(entry, RankedCandidate)]
     rejected = [entry for entry in answers if isinstance(entry, RejectedCandidate)]

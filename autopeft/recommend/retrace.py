@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from autopeft.recommend.candidates import Pricer
+from autopeft.memory.reference import REFERENCE_VERSIONS
+from autopeft.recommend.candidates import CandidateFactory, Pricer
 from autopeft.recommend.reprice import price_best
 from autopeft.specs import Recommendation
 
@@ -45,6 +46,20 @@ def retrace(plan: Recommendation, present: Mapping[str, str], price: Pricer) -> 
     changes = ", ".join(f"{name} {then} -> {now}" for name, (then, now) in differing.items())
     note = f"the plan's figures hold for other libraries ({changes}); its candidates were traced with the present ones"
     return replace(renewed, versions=dict(present), notes=(note, *renewed.notes))
+
+
+def factory_for(plan: Recommendation, present: Mapping[str, str], price: Pricer) -> CandidateFactory:
+    """Returns what makes and prices the candidates of a run.
+
+    They are priced by the closed form where the versions are installed that it was read from, else by ``price``: a
+    trace of a second is little beside a trial, and a wrong figure ends it.
+
+    Args:
+        plan: what is run.
+        present: installed versions, by package.
+        price: ``trace_memory``, or one with its signature.
+    """
+    return CandidateFactory.from_plan(plan, price if version_differences(REFERENCE_VERSIONS, present) else None)
 
 
 def _leading(version: str) -> tuple[str, ...]:

@@ -7,7 +7,8 @@ import gc
 import numpy as np
 import pytest
 
-from autopeft.memory._structure import plan_of_candidate
+from autopeft.memory._families import plan_of
+from autopeft.memory._structure import adapters_of, mode_of
 from autopeft.memory.ledger import ops
 from autopeft.memory.ledger.autograd import Graph, Leaf, Tensor
 from autopeft.memory.ledger.record import Recorded, _Run, record_step
@@ -152,7 +153,7 @@ def test_recording_one_block_for_many_equals_recording_each(model_type, checkpoi
         attention="eager",
         trainer="transformers",
     )
-    plan = plan_of_candidate(candidate, model, "cuda", sequence_length=64)
+    plan = plan_of(model, mode_of(candidate, model, "cuda", 64), dict(adapters_of(candidate, model)[1]))
     each = _Run(plan)
     each.indices, each.left_out = list(range(model.layers)), 0
     one, all_ = phase_rows(record_step(plan)), phase_rows(each.run())

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from autopeft.memory.reference import REFERENCE_VERSIONS
 from autopeft.recommend import recommend
-from autopeft.recommend.retrace import retrace, version_differences
+from autopeft.recommend.retrace import factory_for, retrace, version_differences
 from autopeft.specs import PlanInputs
 
 PLANNED = {"transformers": "5.23", "peft": "0.21", "trl": "1.16"}
@@ -63,6 +64,21 @@ def test_a_plan_that_was_priced_again_for_another_device_still_says_its_versions
     renewed = reprice(plan, make_hardware(40 * 2**30))
     assert renewed.versions["transformers"]
     assert retrace(renewed, {"transformers": "4.50.0"}, _known(renewed)) is not renewed
+
+
+def test_a_run_prices_its_trials_by_the_trace_where_other_libraries_than_the_closed_forms_are_installed(plan):
+    asked = []
+
+    def price(candidate, model, device, *, sequence_length):
+        asked.append(candidate)
+        return replace(plan.candidates[0].estimate, source="traced", peak_operation="backward: mm")
+
+    values = {"r": 16}
+    for versions, source in ((REFERENCE_VERSIONS, "closed_form"), (REFERENCE_VERSIONS | {"peft": "0.13.2"}, "traced")):
+        factory = factory_for(plan, versions, price)
+        trial = factory.price(factory.candidate("lora", factory.recommended("lora") | values))
+        assert trial.estimate.source == source
+        assert bool(asked) == (source == "traced")
 
 
 def _known(plan):
