@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from autopeft.errors import ModelError
 from autopeft.profiling._built import built_shape
 from autopeft.profiling._decoders import LLAMA_KIND, gpt2_kind, llama_kind
 from autopeft.profiling._encoders import ENCODERS, encoder
+from autopeft.profiling._experts import every_layer_has_experts
 from autopeft.profiling._shapes import Shape
 
 _FORMS: dict[str, Callable[[Mapping[str, Any], str], Shape]] = {
@@ -23,14 +25,19 @@ def supported_model_types() -> tuple[str, ...]:
     return tuple(sorted(_FORMS))
 
 
-def text_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def text_config(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Returns the part of a config.json that describes the language model, and notes on what was left out.
 
     A multimodal model holds it as ``text_config``; only that part is profiled.
+
+    Raises:
+        ModelError: if ``text_config`` is no object.
     """
     inner = config.get("text_config")
-    if config.get("model_type") in _FORMS or not isinstance(inner, dict):
+    if inner is None or str(config.get("model_type")) in _FORMS:
         return dict(config), ()
+    if not isinstance(inner, dict):
+        raise ModelError(f"{where}: text_config must be an object, not {repr(inner)[:60]}")
     note = (
         f"only the text part ({inner.get('model_type')}) of this {config.get('model_type')} model is profiled: its "
         "other parts are not counted, and layer paths are those of the text model alone"
@@ -52,16 +59,49 @@ def shape_of(config: Mapping[str, Any], where: str) -> Shape:
         )
     if config.get("add_cross_attention") or config.get("is_encoder_decoder"):
         raise ModelError(f"{where}: encoder-decoder models are not supported; supported model types: {known}")
-    if model_type in _FORMS:
-        return _FORMS[model_type](config, where)
-    built = None if "auto_map" in config else built_shape(config, where)
+    if model_type in _FORMS and every_layer_has_experts(config):
+        return _noting_own_code(_FORMS[model_type](config, where), config)
+    built = built_shape(config, where)
     if built is not None:
-        return built
-    reason = (
-        "needs code from its repository (trust_remote_code), which autopeft never runs"
-        if "auto_map" in config
-        else "is not known here, nor as a causal language model or classifier to an installed transformers"
-    )
+        return _noting_own_code(built, config)
+    reason = "is not known here, nor as a causal language model or classifier to an installed transformers"
+    if "auto_map" in config:
+        reason = (
+            f"is built by Python code of its own repository ({_own_code(config)}), and transformers has no class for "
+            "it. autopeft never runs such code (trust_remote_code), which would act with your rights: take a version "
+            "of the model that transformers knows (often its name ends in -hf), or convert it"
+        )
     raise ModelError(
         f"{where}: model_type {model_type!r} {reason}; known without transformers (autopeft[train]): {known}"
     )
+
+
+def check_stated_size(config: Mapping[str, Any], where: str) -> None:
+    """Checks that a whole config.json states its width and depth, whose defaults are some other model's.
+
+    Parts of a config.json may leave them out: transformers writes what differs from the default only.
+
+    Raises:
+        ModelError: naming the keys that are missing.
+    """
+    wanted = (("hidden_size", "n_embd", "d_model", "dim"), ("num_hidden_layers", "n_layer", "n_layers", "num_layers"))
+    missing = [names[0] for names in wanted if not any(name in config for name in names)]
+    if missing and str(config.get("model_type")) in _FORMS:
+        raise ModelError(f"{where} states no {' and no '.join(missing)}; without it the model's size is unknown")
+
+
+def _own_code(config: Mapping[str, Any]) -> str:
+    """Returns the first class that ``auto_map`` names."""
+    named = config["auto_map"]
+    first = next(iter(named.values()), None) if isinstance(named, dict) else None
+    return f"auto_map: {str(first)[:80]}" if first else "auto_map"
+
+
+def _noting_own_code(shape: Shape, config: Mapping[str, Any]) -> Shape:
+    if "auto_map" not in config:
+        return shape
+    note = (
+        f"config.json names Python code of the repository too ({_own_code(config)}): it is not run, transformers' own "
+        f"class for {shape.model_type!r} takes its place"
+    )
+    return replace(shape, notes=(*shape.notes, note))

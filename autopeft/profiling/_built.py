@@ -8,17 +8,25 @@ import importlib.util
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from autopeft.errors import ModelError
-from autopeft.profiling._shapes import Shape, linear_parameters
-from autopeft.specs import LinearLayer
+from autopeft.profiling._shapes import MAX_LAYERS, MAX_SIZE, Shape, linear_parameters
+from autopeft.specs import Experts, LinearLayer
 
 Role = Literal["attention", "mlp", "head", "router", "other"]
 
 _HEADS = ("lm_head", "embed_out", "classifier", "score", "output")
-_IGNORED = ("model_type", "dtype", "torch_dtype", "quantization_config", "transformers_version", "architectures")
+_IGNORED = (
+    "model_type",
+    "dtype",
+    "torch_dtype",
+    "quantization_config",
+    "transformers_version",
+    "architectures",
+    "auto_map",
+)
 
 
 def built_shape(config: Mapping[str, Any], where: str) -> Shape | None:
@@ -28,8 +36,9 @@ def built_shape(config: Mapping[str, Any], where: str) -> Shape | None:
     checkpoint's repository runs.
 
     Raises:
-        ModelError: if the model has no attention heads, or no list of blocks as long as it is deep.
+        ModelError: if a size is absurd, transformers cannot build the model, or it has no attention heads.
     """
+    _check_sizes(config, where)
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("transformers") is None:
         return None
     with _quietly():
@@ -44,6 +53,7 @@ def built_shape(config: Mapping[str, Any], where: str) -> Shape | None:
     layers = _linear_layers(model)
     tied = bool(getattr(settings, "tie_word_embeddings", False)) and kind == "causal_lm"
     total = sum(parameter.numel() for parameter in model.parameters())
+    experts = _experts(settings, model, total)
     listed = sum(linear_parameters(layer) for layer in layers if not (tied and layer.role == "head"))
     hidden: int = settings.hidden_size
     return Shape(
@@ -62,21 +72,26 @@ def built_shape(config: Mapping[str, Any], where: str) -> Shape | None:
         other_parameters=total - listed,
         weight_roots=frozenset(name.split(".")[0] for name, _ in model.named_parameters()),
         base_prefix="",
+        experts=experts,
         notes=(f"the layers of {config['model_type']!r} models were read off the model that transformers builds",),
     )
 
 
-def _model_on_meta(config: Mapping[str, Any], where: str) -> tuple[Any, Literal["causal_lm", "encoder"], Any]:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
-    from transformers.models.auto import modeling_auto
+def _check_sizes(config: Mapping[str, Any], where: str) -> None:
+    """Checks the whole numbers of a config.json, so that building the model is a matter of seconds."""
+    for name, value in config.items():
+        limit = MAX_LAYERS if "layer" in name and name.startswith(("num", "n_")) else MAX_SIZE
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) > limit:
+            raise ModelError(f"{where}: {name} is {value}; at most {limit} is believed")
 
-    # A copy: transformers writes into nested settings (rope_scaling).
-    values = copy.deepcopy({name: value for name, value in config.items() if name not in _IGNORED})
-    try:
-        settings = AutoConfig.for_model(config["model_type"], **values)
-    except (ValueError, KeyError, TypeError):
+
+def _model_on_meta(config: Mapping[str, Any], where: str) -> tuple[Any, Literal["causal_lm", "encoder"], Any]:
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if config["model_type"] not in CONFIG_MAPPING:
         return None, "causal_lm", None
+    settings = _guarded(lambda: _settings(config), config, where)
     if settings.is_encoder_decoder:
         raise ModelError(f"{where}: encoder-decoder models are not supported")
     # Encoders can be built as causal models too; what predicts masked words is one.
@@ -84,11 +99,58 @@ def _model_on_meta(config: Mapping[str, Any], where: str) -> tuple[Any, Literal[
     encoder = not causal or type(settings) in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING
     if encoder and type(settings) not in modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return None, "encoder", None
+    model = _guarded(lambda: _empty_model(settings, encoder=encoder), config, where)
+    return settings, "encoder" if encoder else "causal_lm", model
+
+
+def _settings(config: Mapping[str, Any]) -> Any:
+    from transformers import AutoConfig
+
+    # A copy: transformers writes into nested settings (rope_scaling).
+    values = copy.deepcopy({name: value for name, value in config.items() if name not in _IGNORED})
+    return AutoConfig.for_model(config["model_type"], **values)
+
+
+def _empty_model(settings: Any, *, encoder: bool) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
     auto = AutoModelForSequenceClassification if encoder else AutoModelForCausalLM
     with torch.device("meta"):
-        model = auto.from_config(settings)
+        model = auto.from_config(settings, trust_remote_code=False)
     model.tie_weights()
-    return settings, "encoder" if encoder else "causal_lm", model
+    return model
+
+
+def _guarded(build: Callable[[], Any], config: Mapping[str, Any], where: str) -> Any:
+    """Returns what is built; whatever transformers raises on settings of others becomes one sentence."""
+    try:
+        return build()
+    except Exception as error:
+        told = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise ModelError(
+            f"{where}: transformers cannot build a {config['model_type']!r} model from it: {told}"
+        ) from error
+
+
+_EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_k", "moe_topk", "num_experts_per_token", "top_k_experts")
+
+
+def _experts(settings: Any, model: Any, total: int) -> Experts | None:
+    """Returns the experts of a mixture, whose parameters lie in modules named ``experts``; None without such."""
+    routed = sum(parameter.numel() for name, parameter in model.named_parameters() if ".experts." in name)
+    count, per_token = (
+        next((value for name in names if isinstance(value := getattr(settings, name, None), int)), None)
+        for names in (_EXPERT_COUNTS, _EXPERTS_PER_TOKEN)
+    )
+    if not routed or not count or not per_token:
+        return None
+    shared = getattr(settings, "shared_expert_intermediate_size", None)
+    active = total - routed + routed * per_token // count
+    return Experts(
+        count=count, per_token=per_token, parameters=routed, active_parameters=active, shared_width=shared or 0
+    )
 
 
 @contextlib.contextmanager

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from autopeft.profiling._shapes import Positive, Shape, head_width, read_fields
-from autopeft.specs import LinearLayer
+from autopeft.profiling._experts import (
+    MOE_FAMILIES,
+    MoeFields,
+    moe_fields,
+    routed_parameters,
+    router_parameters,
+    shared_layers,
+)
+from autopeft.profiling._shapes import Depth, Natural, Positive, Rate, Shape, check_groups, head_width, read_fields
+from autopeft.specs import Experts, LinearLayer
 
-_Bias = Literal["never", "always", "config"]
+_Bias = Literal["never", "always", "config", "qkv_bias"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +32,7 @@ class _Family:
         norms_per_layer: vectors of the hidden size in every block.
         head_norms: whether queries and keys are normalized per head.
         fused: whether q, k, v are one matrix, and gate and up another.
-        experts: whether the MLP is a set of experts.
+        sinks: whether each head has a trained weight that no token takes.
     """
 
     defaults: dict[str, Any]
@@ -34,7 +42,7 @@ class _Family:
     norms_per_layer: int = 2
     head_norms: bool = False
     fused: bool = False
-    experts: bool = False
+    sinks: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +50,7 @@ class _LlamaFields:
     vocab_size: Positive
     hidden_size: Positive
     intermediate_size: Positive
-    num_hidden_layers: Positive
+    num_hidden_layers: Depth
     num_attention_heads: Positive
     num_key_value_heads: Positive | None = None
     head_dim: Positive | None = None
@@ -50,7 +58,14 @@ class _LlamaFields:
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
-    num_local_experts: Positive = 1
+    qkv_bias: bool = True
+    # What follows decides nothing here, but memory: a wrong type is to be told before that.
+    sliding_window: Natural | None = None
+    sliding_window_pattern: Positive | None = None
+    use_sliding_window: bool | None = None
+    max_window_layers: Natural | None = None
+    layer_types: list[str] | None = None
+    attention_dropout: Rate = 0.0
 
 
 def _defaults(
@@ -75,10 +90,9 @@ _LLAMA_KIND = {
         output_bias="never",
     ),
     "mixtral": _Family(
-        defaults=_defaults((32000, 4096, 14336, 32, 131072), (32, 8, None), tied=False) | {"num_local_experts": 8},
+        defaults=_defaults((32000, 4096, 14336, 32, 131072), (32, 8, None), tied=False),
         qkv_bias="never",
         output_bias="never",
-        experts=True,
     ),
     "qwen2": _Family(
         defaults=_defaults((151936, 4096, 22016, 32, 32768), (32, 32, None), tied=False),
@@ -88,6 +102,19 @@ _LLAMA_KIND = {
     "qwen3": _Family(
         defaults=_defaults((151936, 4096, 22016, 32, 32768), (32, 32, 128), tied=False),
         head_norms=True,
+    ),
+    "qwen2_moe": _Family(
+        defaults=_defaults((151936, 2048, 5632, 24, 32768), (16, 16, None), tied=False),
+        qkv_bias="qkv_bias",
+        output_bias="never",
+    ),
+    "qwen3_moe": _Family(
+        defaults=_defaults((151936, 2048, 6144, 24, 32768), (32, 4, None), tied=False),
+        head_norms=True,
+    ),
+    "gpt_oss": _Family(
+        defaults=_defaults((201088, 2880, 2880, 36, 131072), (64, 8, 64), tied=False) | {"attention_bias": True},
+        sinks=True,
     ),
     "gemma": _Family(defaults=_defaults((256000, 3072, 24576, 28, 8192), (16, 16, 256), tied=True)),
     "gemma2": _Family(
@@ -113,34 +140,40 @@ _BLOCK = "model.layers.{layer}"
 
 
 def llama_kind(config: Mapping[str, Any], where: str) -> Shape:
-    """Returns the shape of a decoder of the Llama kind: RMS norms, rotary positions, gated MLP.
+    """Returns the shape of a decoder of the Llama kind: RMS norms, rotary positions, gated MLP or experts.
 
     Parameters outside the linear layers are ``vocab * hidden`` (embedding), ``(norms_per_layer * layers + 1) *
-    hidden``, ``2 * head_dim * layers`` with head norms, and with E experts ``layers * E * (3 * intermediate + 1) *
-    hidden`` (fused experts and router). Exact for transformers 5.23: a test compares it with the modules built there.
+    hidden``, ``2 * head_dim * layers`` with head norms, ``heads * layers`` with sinks, and routers and routed experts.
+    Exact for transformers 5.23: a test compares it with the modules built there.
     """
     family = _LLAMA_KIND[config["model_type"]]
     fields = read_fields(config, _LlamaFields, family.defaults, where)
     head_dim = fields.head_dim or head_width(fields.hidden_size, fields.num_attention_heads, where)
     kv_heads = fields.num_key_value_heads or fields.num_attention_heads
-    return Shape(
+    check_groups(fields.num_attention_heads, kv_heads, where)
+    moe = moe_fields(config, where) if config["model_type"] in MOE_FAMILIES else None
+    shape = Shape(
         model_type=config["model_type"],
         kind="causal_lm",
         layers=fields.num_hidden_layers,
         hidden_size=fields.hidden_size,
-        intermediate_size=fields.intermediate_size,
+        intermediate_size=moe.width if moe else fields.intermediate_size,
         vocab_size=fields.vocab_size,
         attention_heads=fields.num_attention_heads,
         key_value_heads=kv_heads,
         head_dim=head_dim,
         context_length=fields.max_position_embeddings,
         tie_word_embeddings=fields.tie_word_embeddings,
-        linear_layers=(*_attention(family, fields, kv_heads, head_dim), *_mlp(family, fields), head_layer(fields)),
+        linear_layers=(
+            *_attention(family, fields, kv_heads, head_dim),
+            *(_mlp(family, fields) if moe is None else _shared_experts(fields, moe)),
+            head_layer(fields),
+        ),
         other_parameters=_other_parameters(family, fields, head_dim),
         weight_roots=frozenset({"model", "lm_head"}),
         base_prefix="",
-        notes=_notes(family, fields),
     )
+    return shape if moe is None else _with_experts(shape, config, moe)
 
 
 def block_layer(path: str, in_features: int, out_features: int, *, count: int, has_bias: bool) -> LinearLayer:
@@ -174,7 +207,7 @@ def head_layer(fields: _LlamaFields | _GptFields) -> LinearLayer:
 def _attention(family: _Family, fields: _LlamaFields, kv_heads: int, head_dim: int) -> tuple[LinearLayer, ...]:
     hidden, queries, keys = fields.hidden_size, fields.num_attention_heads * head_dim, kv_heads * head_dim
     inputs = {"qkv_proj": queries + 2 * keys} if family.fused else {"q_proj": queries, "k_proj": keys, "v_proj": keys}
-    count, bias = fields.num_hidden_layers, _has_bias(family.qkv_bias, stated=fields.attention_bias)
+    count, bias = fields.num_hidden_layers, _has_bias(family.qkv_bias, fields, stated=fields.attention_bias)
     return (
         *(
             block_layer(f"{_BLOCK}.self_attn.{name}", hidden, width, count=count, has_bias=bias)
@@ -185,16 +218,14 @@ def _attention(family: _Family, fields: _LlamaFields, kv_heads: int, head_dim: i
             queries,
             hidden,
             count=count,
-            has_bias=_has_bias(family.output_bias, stated=fields.attention_bias),
+            has_bias=_has_bias(family.output_bias, fields, stated=fields.attention_bias),
         ),
     )
 
 
 def _mlp(family: _Family, fields: _LlamaFields) -> tuple[LinearLayer, ...]:
-    if family.experts:
-        return ()
     hidden, wide, count = fields.hidden_size, fields.intermediate_size, fields.num_hidden_layers
-    bias = _has_bias(family.mlp_bias, stated=fields.mlp_bias)
+    bias = _has_bias(family.mlp_bias, fields, stated=fields.mlp_bias)
     inputs = {"gate_up_proj": 2 * wide} if family.fused else {"gate_proj": wide, "up_proj": wide}
     return (
         *(
@@ -205,23 +236,44 @@ def _mlp(family: _Family, fields: _LlamaFields) -> tuple[LinearLayer, ...]:
     )
 
 
-def _has_bias(rule: _Bias, *, stated: bool) -> bool:
+def _has_bias(rule: _Bias, fields: _LlamaFields, *, stated: bool) -> bool:
+    if rule == "qkv_bias":
+        return fields.qkv_bias
     return stated if rule == "config" else rule == "always"
 
 
 def _other_parameters(family: _Family, fields: _LlamaFields, head_dim: int) -> int:
     hidden, layers = fields.hidden_size, fields.num_hidden_layers
     norms = (family.norms_per_layer * layers + 1) * hidden + (2 * head_dim * layers if family.head_norms else 0)
-    experts = layers * fields.num_local_experts * (3 * fields.intermediate_size + 1) * hidden if family.experts else 0
-    return fields.vocab_size * hidden + norms + experts
+    sinks = fields.num_attention_heads * layers if family.sinks else 0
+    return fields.vocab_size * hidden + norms + sinks
 
 
-def _notes(family: _Family, fields: _LlamaFields) -> tuple[str, ...]:
-    if not family.experts:
-        return ()
+def _shared_experts(fields: _LlamaFields, moe: MoeFields) -> tuple[LinearLayer, ...]:
+    return shared_layers(_BLOCK, moe, fields.hidden_size, fields.num_hidden_layers)
+
+
+def _with_experts(shape: Shape, config: Mapping[str, Any], moe: MoeFields) -> Shape:
+    """Returns the shape with the experts' parameters, and what they mean for adapters."""
+    routed = routed_parameters(config, moe, shape.hidden_size, shape.layers)
+    routers = router_parameters(config, moe, shape.hidden_size, shape.layers)
+    whole = replace(shape, other_parameters=shape.other_parameters + routed + routers)
+    active = whole.parameter_count - routed + routed * moe.num_experts_per_tok // moe.count
+    experts = Experts(
+        count=moe.count,
+        per_token=moe.num_experts_per_tok,
+        parameters=routed,
+        active_parameters=active,
+        shared_width=moe.shared_expert_intermediate_size,
+    )
+    return replace(whole, experts=experts, notes=(experts_note(experts),))
+
+
+def experts_note(experts: Experts) -> str:
+    """Returns what a reader must know of fused experts."""
     return (
-        f"the {fields.num_local_experts} experts of every block are fused tensors, not linear modules, in transformers "
-        "5.23: they count as parameters, but stay in 16 bits and take no adapter",
+        f"the {experts.count} experts of every block are fused tensors, not linear modules, in transformers 5.23: they "
+        "count as parameters, but stay in 16 bits and take no adapter"
     )
 
 
@@ -229,12 +281,15 @@ def _notes(family: _Family, fields: _LlamaFields) -> tuple[str, ...]:
 class _GptFields:
     vocab_size: Positive = 50257
     n_embd: Positive = 768
-    n_layer: Positive = 12
+    n_layer: Depth = 12
     n_head: Positive = 12
     n_positions: Positive = 1024
     n_inner: Positive | None = None
     tie_word_embeddings: bool = True
     multi_query: bool = True
+    attn_pdrop: Rate = 0.0
+    resid_pdrop: Rate = 0.0
+    embd_pdrop: Rate = 0.0
 
 
 _GPT_ALIASES = {

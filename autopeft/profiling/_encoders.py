@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autopeft.profiling._decoders import block_layer
-from autopeft.profiling._shapes import Natural, Positive, Shape, head_width, read_fields
+from autopeft.profiling._shapes import Depth, Natural, Positive, Rate, Shape, head_width, read_fields
 from autopeft.specs import LinearLayer
 
 _HEAD_NOTE = "the classification head is not counted; it is made for the labels of the data"
@@ -45,11 +45,13 @@ class _Fields:
     vocab_size: Positive
     hidden_size: Positive
     intermediate_size: Positive
-    num_hidden_layers: Positive
+    num_hidden_layers: Depth
     num_attention_heads: Positive
     max_position_embeddings: Positive
     type_vocab_size: Natural
     pad_token_id: int | None = None
+    attention_probs_dropout_prob: Rate = 0.0
+    hidden_dropout_prob: Rate = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

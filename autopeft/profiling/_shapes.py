@@ -9,10 +9,16 @@ from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 import msgspec
 
 from autopeft.errors import ModelError
-from autopeft.specs import LinearLayer
+from autopeft.specs import Experts, LinearLayer
 
-Positive = Annotated[int, msgspec.Meta(ge=1)]
-Natural = Annotated[int, msgspec.Meta(ge=0)]
+MAX_SIZE = 2**28
+MAX_LAYERS = 1_000
+"""Far above any model that exists (vocabularies of 262,144, 126 layers): what is larger is a mistake or an attack."""
+
+Positive = Annotated[int, msgspec.Meta(ge=1, le=MAX_SIZE)]
+Natural = Annotated[int, msgspec.Meta(ge=0, le=MAX_SIZE)]
+Depth = Annotated[int, msgspec.Meta(ge=1, le=MAX_LAYERS)]
+Rate = Annotated[float, msgspec.Meta(ge=0, le=1)]
 F = TypeVar("F")
 
 
@@ -25,6 +31,7 @@ class Shape:
         other_parameters: parameters outside ``linear_layers``: embeddings, norms, convolutions, fused experts.
         weight_roots: first parts of the weight names that belong to the counted model; a checkpoint may hold others
             (the head of another task).
+        experts: of a mixture of experts; None for others.
         base_prefix: part that a checkpoint's weight names may or may not start with ("bert").
         notes: what the count or the list leaves out, one sentence each.
     """
@@ -44,6 +51,7 @@ class Shape:
     other_parameters: int
     weight_roots: frozenset[str]
     base_prefix: str
+    experts: Experts | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -62,7 +70,13 @@ def linear_parameters(layer: LinearLayer) -> int:
     return layer.count * (layer.in_features * layer.out_features + bias)
 
 
-def read_fields(config: Mapping[str, Any], record_type: type[F], defaults: Mapping[str, Any], where: str) -> F:
+def read_fields(
+    config: Mapping[str, Any],
+    record_type: type[F],
+    defaults: Mapping[str, Any],
+    where: str,
+    spelled: Mapping[str, str] | None = None,
+) -> F:
     """Returns the fields of a config.json that decide the shape, checked.
 
     Args:
@@ -70,6 +84,7 @@ def read_fields(config: Mapping[str, Any], record_type: type[F], defaults: Mappi
         record_type: dataclass with one attribute per field; a field that it has a default for may be missing.
         defaults: the model type's own values for missing fields, as transformers 5.23 sets them.
         where: origin, for errors.
+        spelled: name in ``record_type`` -> name in the file, where these differ.
 
     Raises:
         ModelError: naming every field of a wrong type or range.
@@ -82,10 +97,24 @@ def read_fields(config: Mapping[str, Any], record_type: type[F], defaults: Mappi
             try:
                 values[name] = msgspec.convert(config.get(name, defaults.get(name)), hints[name])
             except msgspec.ValidationError as error:
-                problems.append(f"{name} is {config.get(name)!r} ({error})")
+                told = (spelled or {}).get(name, name)
+                problems.append(f"{told} is {repr(config.get(name))[:60]} ({error})")
     if problems:
         raise ModelError(f"{where}: {'; '.join(problems)}")
     return record_type(**values)
+
+
+def check_groups(heads: int, key_value_heads: int, where: str) -> None:
+    """Checks that each head of keys and values serves the same number of attention heads.
+
+    Raises:
+        ModelError: if the division leaves a rest.
+    """
+    if heads % key_value_heads:
+        raise ModelError(
+            f"{where}: num_attention_heads {heads} is no multiple of num_key_value_heads {key_value_heads}; correct "
+            "one of them"
+        )
 
 
 def head_width(hidden_size: int, heads: int, where: str) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from autopeft.profiling._architectures import shape_of, text_config
+from autopeft.profiling._architectures import check_stated_size, shape_of, text_config
 from autopeft.profiling._safetensors_header import Index, Tensor, dominant_dtype
 from autopeft.profiling._shapes import Shape
 from autopeft.profiling._stored_format import format_note, stored_format
@@ -61,7 +61,9 @@ def build_spec(config: Mapping[str, Any], model_id: str, origin: Origin) -> Mode
     Raises:
         ModelError: if the model type is unknown or a field is wrong.
     """
-    inner, notes = text_config(config)
+    inner, notes = text_config(config, origin.where)
+    if not notes:
+        check_stated_size(config, origin.where)
     shape = shape_of(inner, origin.where)
     stored = stored_format(config, origin.where)
     quantization = None if stored is None else stored.name
@@ -88,6 +90,7 @@ def build_spec(config: Mapping[str, Any], model_id: str, origin: Origin) -> Mode
         head_dim=shape.head_dim,
         tie_word_embeddings=shape.tie_word_embeddings,
         linear_layers=shape.linear_layers,
+        experts=shape.experts,
         context_length=shape.context_length,
         stored_dtype=_stored_dtype(config, origin),
         stored_quantization=quantization,

@@ -118,12 +118,24 @@ def model_facts(model: ModelSpec) -> list[tuple[str, str]]:
         ("model read from", f"{model.format}: {model.path}" if model.path else model.format),
         ("model revision", model.revision or "not known"),
         ("parameters", f"{format_count(model.parameter_count)} (from the {model.parameter_count_source})"),
+        *_experts(model),
         ("shape", shape),
         ("vocabulary", f"{model.vocab_size:,}{' (tied embeddings)' if model.tie_word_embeddings else ''}"),
         ("attention", heads),
         ("context length", "not stated" if model.context_length is None else f"{model.context_length:,}"),
         ("checkpoint", model.stored_quantization or model.stored_dtype or "not known"),
         *_over_stored_weights(model),
+    ]
+
+
+def _experts(model: ModelSpec) -> list[tuple[str, str]]:
+    if model.experts is None:
+        return []
+    found = model.experts
+    shared = f", and one of width {found.shared_width} that sees every token" if found.shared_width else ""
+    return [
+        ("active parameters", f"{format_count(found.active_parameters)} work on a token"),
+        ("experts", f"{found.count} in a block, {found.per_token} for each token{shared}"),
     ]
 
 

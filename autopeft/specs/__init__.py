@@ -36,7 +36,7 @@ from autopeft.specs.hardware import (
     LinkKind,
     PriceClass,
 )
-from autopeft.specs.model import CountSource, LinearLayer, ModelSpec, StoredFormat
+from autopeft.specs.model import CountSource, Experts, LinearLayer, ModelSpec, StoredFormat
 from autopeft.specs.plan import (
     PLAN_SCHEMA_VERSION,
     QUALITY_TERMS,
@@ -97,6 +97,7 @@ __all__ = [
     "EpochPeaks",
     "ExplainedRejection",
     "Extreme",
+    "Experts",
     "Explanation",
     "Finding",
     "HardwareProfile",

@@ -38,6 +38,25 @@ class LinearLayer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """The experts of a mixture of experts.
+
+    Attributes:
+        count: routed experts of a block.
+        per_token: how many of them see a token.
+        parameters: of all routed experts of all blocks.
+        active_parameters: of the model, less those of the routed experts that a token does not see.
+        shared_width: width of the expert that sees every token; 0 without one.
+    """
+
+    count: int
+    per_token: int
+    parameters: int
+    active_parameters: int
+    shared_width: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredFormat:
     """How an already quantized checkpoint stores its weights, and what peft can train over them.
 
@@ -87,6 +106,7 @@ class ModelSpec:
         parameter_count_source: how the count was found.
         layers: transformer blocks.
         intermediate_size: width inside the MLP.
+        experts: of a mixture of experts; None for others.
         context_length: longest input; None if not stated.
         stored_dtype: dtype of the checkpoint: "bfloat16", "gguf:Q4_1".
         stored_quantization: how an already quantized checkpoint stores its weights ("gptq"); None otherwise.
@@ -114,6 +134,7 @@ class ModelSpec:
     head_dim: int
     tie_word_embeddings: bool
     linear_layers: tuple[LinearLayer, ...]
+    experts: Experts | None = None
     context_length: int | None = None
     stored_dtype: str | None = None
     stored_quantization: str | None = None

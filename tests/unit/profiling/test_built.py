@@ -20,7 +20,6 @@ CONFIGS = {
     "gpt_neox": SMALL | {"intermediate_size": 256},
     "opt": SMALL | {"ffn_dim": 256, "word_embed_proj_dim": 64},
     "olmo2": SMALL | {"intermediate_size": 256, "eos_token_id": 1},
-    "qwen3_moe": SMALL | {"moe_intermediate_size": 32, "num_experts": 4, "num_key_value_heads": 2, "head_dim": 16},
     "electra": SMALL | {"embedding_size": 64, "intermediate_size": 256},
 }
 
@@ -51,6 +50,16 @@ def test_what_is_read_off_equals_what_is_known_by_arithmetic(model_type):
     }
 
 
+def test_the_experts_of_a_type_without_closed_form_are_found_in_the_modules():
+    config = {"model_type": "olmoe", "num_experts": 4, "num_experts_per_tok": 1, "intermediate_size": 32, **SMALL}
+    spec = spec_from_config(config, id="olmoe")
+    assert spec.experts is not None
+    assert (spec.experts.count, spec.experts.per_token) == (4, 1)
+    # 5 layers, 4 experts, 3 matrices of 64 x 32
+    assert spec.experts.parameters == 5 * 4 * 3 * 64 * 32
+    assert spec.experts.active_parameters == spec.parameter_count - 5 * 3 * 3 * 64 * 32
+
+
 def test_an_estimate_of_an_unknown_architecture_is_a_trace_and_says_so(tmp_path: Path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt_neox"} | CONFIGS["gpt_neox"]))
     found = autopeft.estimate(model=tmp_path, hardware="rtx-4090", sequence_length=32, trainer="transformers")
@@ -66,7 +75,12 @@ def test_an_estimate_of_an_unknown_architecture_is_a_trace_and_says_so(tmp_path:
         ({"model_type": "mamba", "vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 2}, "no attention heads"),
         ({"model_type": "t5"}, "encoder-decoder"),
         ({"model_type": "nonsense"}, "nor as a causal language model or classifier"),
-        ({"model_type": "nonsense", "auto_map": {}}, "trust_remote_code"),
+        ({"model_type": "nonsense", "auto_map": {"AutoModel": "modeling_x.X"}}, r"modeling_x.X\).*trust_remote_code"),
+        (
+            {"model_type": "falcon", "num_hidden_layers": 10**6},
+            r"num_hidden_layers is 1000000; at most 1000",
+        ),
+        ({"model_type": "falcon", "hidden_size": "wide"}, r"transformers cannot build a 'falcon' model from it"),
     ],
 )
 def test_what_cannot_be_priced_is_refused_with_the_reason(config, says):

@@ -36,6 +36,7 @@ SIZES = {
     **TOKENS,
 }
 GROUPED = SIZES | {"num_key_value_heads": 2}
+MOE = SIZES | {"moe_intermediate_size": 20, "num_experts": 6, "num_experts_per_tok": 2, "num_key_value_heads": 4}
 GPT = {"vocab_size": 80, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 40, **TOKENS}
 DISTILBERT = {"vocab_size": 80, "dim": 32, "hidden_dim": 48, "n_layers": 3, "n_heads": 4, **TOKENS}
 DEBERTA_V3 = SIZES | {
@@ -51,6 +52,9 @@ TINY: dict[str, tuple[dict[str, Any], ...]] = {
     "llama": (GROUPED, SIZES, GROUPED | {"head_dim": 16, "attention_bias": True, "mlp_bias": True}),
     "mistral": (GROUPED, SIZES | {"num_key_value_heads": 4, "tie_word_embeddings": True}),
     "mixtral": (GROUPED | {"num_local_experts": 4},),
+    "qwen2_moe": (MOE | {"shared_expert_intermediate_size": 24}, MOE | {"qkv_bias": False, "num_key_value_heads": 2}),
+    "qwen3_moe": (MOE | {"head_dim": 16}, MOE | {"attention_bias": True, "num_key_value_heads": 2}),
+    "gpt_oss": (GROUPED | {"num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16},),
     "qwen2": (GROUPED, GROUPED | {"tie_word_embeddings": True, "head_dim": 16}),
     "qwen3": (GROUPED | {"head_dim": 16}, GROUPED | {"attention_bias": True}),
     "gemma": (GROUPED, GROUPED | {"head_dim": 16, "attention_bias": True}),
@@ -141,7 +145,7 @@ def test_quantizable_layers_are_those_that_transformers_replaces(tiny: tuple[dic
 @pytest.mark.parametrize("alias", ["attention", "mlp", "all-linear"])
 def test_peft_adapts_exactly_the_layers_of_an_alias(tiny: tuple[dict[str, Any], ModelSpec], alias: str) -> None:
     config, spec = tiny
-    if spec.model_type == "mixtral" and alias == "mlp":
+    if spec.model_type in ("mixtral", "qwen3_moe", "gpt_oss") and alias == "mlp":
         pytest.skip("no linear layer to adapt: test_fused_experts_cannot_be_targeted holds instead")
     names = resolve_target_modules(spec, [alias])
     with torch.device("meta"):
@@ -157,7 +161,8 @@ def test_peft_adapts_exactly_the_layers_of_an_alias(tiny: tuple[dict[str, Any], 
 def test_missing_fields_take_the_defaults_of_transformers(model_type: str) -> None:
     layers = {"gpt2": "n_layer", "gpt_bigcode": "n_layer", "distilbert": "n_layers"}
     config = {"model_type": model_type, layers.get(model_type, "num_hidden_layers"): 1}
-    spec = spec_from_config(config, id="default")
+    # A part of a config.json: a whole one must state its width.
+    spec = spec_from_config({"model_type": "wrapper", "text_config": config}, id="default")
     model = build(config)
     assert spec.parameter_count == sum(p.numel() for p in counted(model, spec).parameters())
     assert spec.context_length is not None

@@ -168,7 +168,7 @@ def test_tokenizer_chat_template_and_licence_are_found_beside_the_configuration(
         ),
         (
             {"model_type": "x", "auto_map": {}},
-            r"'x' needs code from its repository \(trust_remote_code\), which autopeft never",
+            r"'x' is built by Python code of its own repository \(auto_map\).*autopeft never runs such code",
         ),
         (LLAMA | {"is_encoder_decoder": True}, r"encoder-decoder models are not supported"),
         (
