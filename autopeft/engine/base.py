@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autopeft.errors import ModelError
-from autopeft.specs import Candidate
+from autopeft.specs import LANGUAGE_PART_KEYS, Candidate
 
 if TYPE_CHECKING:
     import torch
@@ -40,26 +40,46 @@ def quantization_config(candidate: Candidate) -> Any:
 def load_base(folder: Path, candidate: Candidate, device: str) -> Any:
     """Returns the causal language model of a folder, on the device, stored and computed as the candidate says.
 
-    A checkpoint that is quantized already stays as it is stored, and computes in the candidate's dtype.
+    A checkpoint that is quantized already stays as it is stored, and computes in the candidate's dtype. Of a multimodal
+    model the language part is loaded alone.
+
+    Raises:
+        ModelError: if weights of the model are missing in the checkpoint.
     """
     from transformers import AutoModelForCausalLM
 
     stored = is_stored_quantized(folder)
     # Only a quantized load needs to know the device while loading; elsewhere device_map would add accelerate's hooks.
     settings: dict[str, Any] = {"device_map": {"": device}} if stored or candidate.quantization != "none" else {}
+    settings |= _language_part(folder)
     if not stored:  # even None would stand in the way of what config.json says
         settings["quantization_config"] = quantization_config(candidate)
-    model = AutoModelForCausalLM.from_pretrained(
+    model, found = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch_dtype(candidate.dtype),
         attn_implementation=candidate.attention,
         trust_remote_code=False,
+        output_loading_info=True,
         **settings,
     )
+    if found["missing_keys"]:
+        raise ModelError(
+            f"{folder} lacks {len(found['missing_keys'])} weights of its model ({min(found['missing_keys'])}, ...); "
+            "they would be random numbers: download the checkpoint again"
+        )
     model.config.use_cache = False
     if stored:
         _compute_in(model, torch_dtype(candidate.dtype))
     return model if "device_map" in settings else model.to(device)
+
+
+def _language_part(folder: Path) -> dict[str, Any]:
+    """Returns what makes ``from_pretrained`` load the language part of a multimodal checkpoint; nothing for others."""
+    from transformers import AutoConfig
+
+    whole = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    text = whole.get_text_config(decoder=True)
+    return {} if text is whole else {"config": text, "key_mapping": LANGUAGE_PART_KEYS}
 
 
 def is_stored_quantized(folder: Path) -> bool:
@@ -106,8 +126,9 @@ class OriginalWeights:
             return tensors.get_tensor(key).to(torch.float32)
 
     def _key(self, wanted: str) -> str:
-        """Returns the checkpoint's key: some checkpoints leave out the name of the backbone."""
-        for key in (wanted, wanted.partition(".")[2]):
+        """Returns the checkpoint's key: some leave out the name of the backbone, or hold it inside another model."""
+        rest = wanted.partition(".")[2]
+        for key in (wanted, rest, f"language_model.{wanted}", f"model.language_model.{rest}"):
             if key in self._files:
                 return key
         raise ModelError(f"the checkpoint has no tensor {wanted!r}, which LoftQ needs in its original precision")

@@ -25,24 +25,20 @@ def supported_model_types() -> tuple[str, ...]:
     return tuple(sorted(_FORMS))
 
 
-def text_config(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Returns the part of a config.json that describes the language model, and notes on what was left out.
+def text_config(config: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str | None]:
+    """Returns the part of a config.json that describes the language model, and the type of the multimodal model.
 
-    A multimodal model holds it as ``text_config``; only that part is profiled.
+    A multimodal model holds it as ``text_config``; of others the whole is the language model, and the type None.
 
     Raises:
         ModelError: if ``text_config`` is no object.
     """
     inner = config.get("text_config")
     if inner is None or str(config.get("model_type")) in _FORMS:
-        return dict(config), ()
+        return dict(config), None
     if not isinstance(inner, dict):
         raise ModelError(f"{where}: text_config must be an object, not {repr(inner)[:60]}")
-    note = (
-        f"only the text part ({inner.get('model_type')}) of this {config.get('model_type')} model is profiled: its "
-        "other parts are not counted, and layer paths are those of the text model alone"
-    )
-    return inner, (note,)
+    return inner, str(config.get("model_type"))
 
 
 def shape_of(config: Mapping[str, Any], where: str) -> Shape:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from autopeft.profiling._architectures import check_stated_size, shape_of, text_config
 from autopeft.profiling._safetensors_header import Index, Tensor, dominant_dtype
 from autopeft.profiling._shapes import Shape
 from autopeft.profiling._stored_format import format_note, stored_format
-from autopeft.specs import CountSource, ModelSpec
+from autopeft.specs import LANGUAGE_PART_KEYS, CountSource, ModelSpec
 
 _DTYPES = {
     "F32": "float32",
@@ -61,13 +61,17 @@ def build_spec(config: Mapping[str, Any], model_id: str, origin: Origin) -> Mode
     Raises:
         ModelError: if the model type is unknown or a field is wrong.
     """
-    inner, notes = text_config(config, origin.where)
-    if not notes:
+    inner, wrapper = text_config(config, origin.where)
+    if wrapper is None:
         check_stated_size(config, origin.where)
+    notes: list[str] = []
+    if wrapper is not None:
+        origin, others = _language_part(origin)
+        notes.append(_part_note(wrapper, inner.get("model_type"), others))
     shape = shape_of(inner, origin.where)
     stored = stored_format(config, origin.where)
     quantization = None if stored is None else stored.name
-    obstacle = _obstacle(quantization, is_part=bool(notes))
+    obstacle = None if quantization is None else f"the weights are stored packed ({quantization})"
     if origin.index is not None and not origin.tensors and obstacle is None:
         count, source, count_notes = _indexed_count(shape, origin.index, _stored_dtype(config, origin))
     else:
@@ -90,6 +94,7 @@ def build_spec(config: Mapping[str, Any], model_id: str, origin: Origin) -> Mode
         head_dim=shape.head_dim,
         tie_word_embeddings=shape.tie_word_embeddings,
         linear_layers=shape.linear_layers,
+        wrapper=wrapper,
         experts=shape.experts,
         context_length=shape.context_length,
         stored_dtype=_stored_dtype(config, origin),
@@ -149,11 +154,40 @@ def _parameter_count(shape: Shape, origin: Origin, obstacle: str | None) -> tupl
     return count, source, (note,)
 
 
-def _obstacle(quantization: str | None, *, is_part: bool) -> str | None:
-    """Why the elements of the stored tensors are not the parameters; None if they are."""
-    if quantization is not None:
-        return f"the weights are stored packed ({quantization})"
-    return "the weights hold other parts too" if is_part else None
+def _language_part(origin: Origin) -> tuple[Origin, dict[str, int]]:
+    """Returns what the weights say of the language part of a multimodal model, and the elements of each other part.
+
+    An index speaks of all parts together, so that it confirms nothing.
+    """
+    kept: list[Tensor] = []
+    others: dict[str, int] = {}
+    for tensor in origin.tensors:
+        name = _language_name(tensor.name)
+        if name is None:
+            part = tensor.name.removeprefix("model.").partition(".")[0]
+            others[part] = others.get(part, 0) + tensor.size
+        else:
+            kept.append(replace(tensor, name=name))
+    return replace(origin, tensors=tuple(kept), index=None), others
+
+
+def _language_name(name: str) -> str | None:
+    """Returns a weight's name in the language model alone; None if it belongs to another part."""
+    for pattern, replacement in LANGUAGE_PART_KEYS.items():
+        name, found = re.subn(pattern, replacement, name)
+        if found:
+            return name
+    is_language = name.startswith(("lm_head.", "model.layers.", "model.embed_tokens.", "model.norm."))
+    return name if is_language else None
+
+
+def _part_note(wrapper: str, inner: object, others: Mapping[str, int]) -> str:
+    counted = ", ".join(f"{part} {size:,}" for part, size in sorted(others.items()))
+    frozen = f"its other parts ({counted} parameters)" if counted else "its other parts"
+    return (
+        f"this is the language part ({inner}) of a {wrapper} model, and the part that is trained: {frozen} are neither "
+        "loaded nor adapted, and layer paths are those of the language model alone"
+    )
 
 
 def _stored_dtype(config: Mapping[str, Any], origin: Origin) -> str | None:

@@ -9,7 +9,7 @@ import yaml
 
 from autopeft.errors import RunFolderError
 from autopeft.report.record import RunRecord
-from autopeft.specs import SCHEMA_VERSION, Candidate, ModelSpec, TrialResult, Verdict, to_dict
+from autopeft.specs import LANGUAGE_PART_KEYS, SCHEMA_VERSION, Candidate, ModelSpec, TrialResult, Verdict, to_dict
 
 _LONGEST_LINE = 110
 
@@ -46,13 +46,18 @@ def load_snippet(record: RunRecord) -> str:
         return _lines(
             [loader], [f"model = {loader}.from_pretrained({f'{folder}/adapter'!r}, dtype=torch.{winner.dtype})"]
         )
-    names = [loader, "AutoTokenizer", *(["BitsAndBytesConfig"] if winner.quantization != "none" else [])]
+    storage = [] if model.stored_format else _quantization_settings(winner)
+    names = [loader, "AutoTokenizer", *(["BitsAndBytesConfig"] if storage else [])]
     source, before = _source(model), list[str]()
     if model.format == "gguf" and model.path:
         names, source = [*names, "GgufConfig"], repr(f"{folder}/base")
         before = _dequantizing(PurePath(model.path), loader, source)
     labels = len(record.plan.data.label_counts)
-    settings = [source, f"dtype=torch.{winner.dtype}", *_quantization_settings(winner)]
+    settings = [source, f"dtype=torch.{winner.dtype}", *storage]
+    if model.wrapper is not None:
+        names.append("AutoConfig")
+        settings.append(f"config=AutoConfig.from_pretrained({source}).get_text_config(decoder=True)")
+        settings.append(f"key_mapping={LANGUAGE_PART_KEYS!r}")
     settings += [f"num_labels={labels}"] if model.kind == "encoder" and labels else []
     loading = [
         f"tokenizer = AutoTokenizer.from_pretrained({source})",

@@ -36,7 +36,7 @@ from autopeft.specs.hardware import (
     LinkKind,
     PriceClass,
 )
-from autopeft.specs.model import CountSource, Experts, LinearLayer, ModelSpec, StoredFormat
+from autopeft.specs.model import LANGUAGE_PART_KEYS, CountSource, Experts, LinearLayer, ModelSpec, StoredFormat
 from autopeft.specs.plan import (
     PLAN_SCHEMA_VERSION,
     QUALITY_TERMS,
@@ -71,6 +71,7 @@ from autopeft.specs.step_style import StepStyle
 
 __all__ = [
     "UNVERIFIED_KINDS",
+    "LANGUAGE_PART_KEYS",
     "PLAN_SCHEMA_VERSION",
     "QUALITY_TERMS",
     "SCHEMA_VERSION",

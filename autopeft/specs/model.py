@@ -11,6 +11,14 @@ CountSource = Literal["header", "index", "config", "profile"]
 """How a parameter count was found: in the weights' headers, in config.json with the index of the weights agreeing, in
 config.json alone, or stated by a profile."""
 
+LANGUAGE_PART_KEYS = {
+    r"^language_model\.model\.": "model.",
+    r"^model\.language_model\.": "model.",
+    r"^language_model\.lm_head\.": "lm_head.",
+}
+"""Weight names in the checkpoint of a multimodal model -> those of its language model alone, as transformers'
+``key_mapping`` takes them. Checkpoints before transformers 4.52 have the first and third form, others the second."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearLayer:
@@ -102,6 +110,7 @@ class ModelSpec:
         revision: commit of the hub, hash of the local config and header; None if unknown.
         model_type: as in config.json: "llama", "bert".
         kind: the head that is trained.
+        wrapper: model type of the multimodal model whose language part this is; None for others.
         parameter_count: all parameters, tied ones once.
         parameter_count_source: how the count was found.
         layers: transformer blocks.
@@ -134,6 +143,7 @@ class ModelSpec:
     head_dim: int
     tie_word_embeddings: bool
     linear_layers: tuple[LinearLayer, ...]
+    wrapper: str | None = None
     experts: Experts | None = None
     context_length: int | None = None
     stored_dtype: str | None = None

@@ -142,7 +142,8 @@ def test_of_a_multimodal_model_only_the_text_part_is_profiled() -> None:
     spec = spec_from_config({"model_type": "llava", "vision_config": {}, "text_config": LLAMA}, id="seeing")
     assert spec.model_type == "llama"
     assert spec.config == LLAMA
-    assert spec.notes[0].startswith("only the text part (llama) of this llava model is profiled")
+    assert spec.wrapper == "llava"
+    assert spec.notes[0].startswith("this is the language part (llama) of a llava model, and the part that is trained")
 
 
 def test_tokenizer_chat_template_and_licence_are_found_beside_the_configuration(tmp_path: Path) -> None:
