@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 
 from autopeft.profiling._catalogue import DeviceRecord, find_by_driver_name, find_by_pci_id, to_device
+from autopeft.profiling._system_files import system_text
 from autopeft.profiling._visible import hides_all, visible_indices
 from autopeft.specs import DeviceKind
 from autopeft.units import GIB, MIB, format_gib
@@ -86,7 +87,7 @@ def _amd(environment: Mapping[str, str], root: Path) -> Accelerators:
             return Accelerators(notes=(f"{variable}={visible!r} hides every AMD GPU",))
         chosen = visible_indices(visible, [gpu.uuid or "" for gpu in usable], variable=variable)
         usable = [usable[index] for index in chosen]
-    version = _text(root / "sys/module/amdgpu/version") or None
+    version = system_text(root / "sys/module/amdgpu/version") or None
     return Accelerators(devices=tuple(usable), notes=tuple(notes), driver_version=version)
 
 
@@ -95,10 +96,10 @@ def _amd_gpu(node: Path, entries: dict[str, int], root: Path) -> Accelerator:
     banks = sum(_properties(path).get("size_in_bytes", 0) for path in sorted(node.glob("mem_banks/*/properties")))
     total = _number(device / "mem_info_vram_total") or banks
     used = _number(device / "mem_info_vram_used") or 0
-    revision = _text(device / "revision").removeprefix("0x") or "00"
+    revision = system_text(device / "revision").removeprefix("0x") or "00"
     record = find_by_pci_id(f"{entries.get('vendor_id', 0):04x}:{entries.get('device_id', 0):04x}:{revision}")
-    architecture = _text(node / "name") or f"gfx {entries.get('gfx_target_version', 0)}"
-    name = to_device(record).name if record else _text(device / "product_name") or f"AMD GPU ({architecture})"
+    architecture = system_text(node / "name") or f"gfx {entries.get('gfx_target_version', 0)}"
+    name = to_device(record).name if record else system_text(device / "product_name") or f"AMD GPU ({architecture})"
     unique = entries.get("unique_id", 0)
     cap = next((_number(path) for path in sorted(device.glob("hwmon/hwmon*/power1_cap"))), None)
     return Accelerator(
@@ -116,7 +117,7 @@ def _amd_gpu(node: Path, entries: dict[str, int], root: Path) -> Accelerator:
 def _intel(root: Path) -> Accelerators:
     """Reads the cards of the graphics drivers; their memory is the catalogue's where the driver does not tell it."""
     cards = sorted((root / "sys/class/drm").glob("card[0-9]*/device/vendor"))
-    ids = [(path.parent, _pci_id(path.parent)) for path in cards if _text(path) == _INTEL]
+    ids = [(path.parent, _pci_id(path.parent)) for path in cards if system_text(path) == _INTEL]
     found = [(device, record) for device, pci_id in ids if (record := find_by_pci_id(pci_id)) is not None]
     unknown = [pci_id for _, pci_id in ids if find_by_pci_id(pci_id) is None]
     notes = [f"an Intel GPU ({pci_id}) that the catalogue lacks is left out" for pci_id in unknown]
@@ -140,7 +141,7 @@ def _intel_gpu(place: int, device: Path, record: DeviceRecord) -> Accelerator:
 
 
 def _pci_id(device: Path) -> str:
-    parts = [_text(device / name).removeprefix("0x") for name in ("vendor", "device", "revision")]
+    parts = [system_text(device / name).removeprefix("0x") for name in ("vendor", "device", "revision")]
     return ":".join(part or "00" for part in parts)
 
 
@@ -178,18 +179,10 @@ def _too_small(gpu: Accelerator) -> str:
 
 def _properties(path: Path) -> dict[str, int]:
     """Returns the ``name number`` lines of a node's file."""
-    pairs = (line.split() for line in _text(path).splitlines())
+    pairs = (line.split() for line in system_text(path).splitlines())
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
 
 
 def _number(path: Path) -> int | None:
-    text = _text(path)
+    text = system_text(path)
     return int(text) if text.isdecimal() else None
-
-
-def _text(path: Path) -> str:
-    """Returns a system file's text; nothing where this system does not have or show it."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from autopeft.profiling._system_files import system_text
 from autopeft.specs import HostProfile
 from autopeft.units import format_gib
 
@@ -56,7 +57,7 @@ def probe_host(root: Path = Path("/")) -> HostFacts:
     Args:
         root: folder under which ``proc``, ``sys`` and ``dev`` are looked up.
     """
-    cpuinfo = _read_text(root / "proc/cpuinfo")
+    cpuinfo = system_text(root / "proc/cpuinfo")
     flags = (_field(cpuinfo, "flags") or _field(cpuinfo, "Features")).split()
     physical = int(psutil.virtual_memory().total)
     total, free = _usable_memory(root)
@@ -75,7 +76,7 @@ def probe_host(root: Path = Path("/")) -> HostFacts:
             physical_cores=_physical_cores(root, cores),
             logical_cores=cores,
             instruction_sets=tuple(name for name in _INSTRUCTION_SETS if name in flags),
-            is_wsl="microsoft" in _read_text(root / "proc/sys/kernel/osrelease").lower(),
+            is_wsl="microsoft" in system_text(root / "proc/sys/kernel/osrelease").lower(),
         ),
     )
 
@@ -87,7 +88,7 @@ def _physical_cores(root: Path, usable: int) -> int | None:
         found = psutil.cpu_count(logical=False)
         return None if found is None else min(found, usable)
     topology = root / "sys/devices/system/cpu"
-    siblings = {_read_text(topology / f"cpu{cpu}/topology/thread_siblings_list").strip() for cpu in affinity(0)}
+    siblings = {system_text(topology / f"cpu{cpu}/topology/thread_siblings_list").strip() for cpu in affinity(0)}
     return None if "" in siblings else min(len(siblings), usable)
 
 
@@ -107,10 +108,10 @@ def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
             ("memory.max", "memory.current", "inactive_file"),
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
         ):
-            limit = _read_text(folder / limit_name).strip()
+            limit = system_text(folder / limit_name).strip()
             if limit.isdigit():
-                used = int(_read_text(folder / used_name).strip() or 0)
-                yield int(limit), used - _counter(_read_text(folder / "memory.stat"), cache_name)
+                used = int(system_text(folder / used_name).strip() or 0)
+                yield int(limit), used - _counter(system_text(folder / "memory.stat"), cache_name)
 
 
 def _usable_cores(root: Path) -> int:
@@ -125,9 +126,9 @@ def _usable_cores(root: Path) -> int:
 def _core_quotas(root: Path) -> Iterator[tuple[int, int]]:
     """Yields quota and period in microseconds of each control group that sets them (-1 and "max" mean no quota)."""
     for folder in _control_groups(root, "cpu"):
-        limits = _read_text(folder / "cpu.max").split() or [
-            _read_text(folder / "cpu.cfs_quota_us").strip(),
-            _read_text(folder / "cpu.cfs_period_us").strip(),
+        limits = system_text(folder / "cpu.max").split() or [
+            system_text(folder / "cpu.cfs_quota_us").strip(),
+            system_text(folder / "cpu.cfs_period_us").strip(),
         ]
         if len(limits) == 2 and all(limit.isdigit() for limit in limits) and int(limits[1]) > 0:
             yield int(limits[0]), int(limits[1])
@@ -136,7 +137,7 @@ def _core_quotas(root: Path) -> Iterator[tuple[int, int]]:
 def _control_groups(root: Path, controller: str) -> Iterator[Path]:
     """Yields the folders of the control groups (version 1 and 2) that hold this process, with all their parents."""
     mounts = root / "sys/fs/cgroup"
-    for line in _read_text(root / "proc/self/cgroup").splitlines():
+    for line in system_text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if not controllers:
             yield from _with_parents(mounts, path)
@@ -171,11 +172,3 @@ def _counter(statistics: str, name: str) -> int:
         if key == name:
             return int(value)
     return 0
-
-
-def _read_text(path: Path) -> str:
-    """Returns a system file's text; nothing where this system does not have or show it."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -14,7 +14,7 @@ from autopeft.specs import Device, HardwareProfile, Link
 from autopeft.units import format_gib
 
 
-def probe_hardware() -> HardwareProfile:
+def probe_machine() -> HardwareProfile:
     """Returns this machine: its visible CUDA devices, else its other accelerators, else its processor with the reason.
 
     Nothing heavy is imported and no torch is needed, so that accelerators of other makers are known by what the

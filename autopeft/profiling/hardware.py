@@ -8,16 +8,32 @@ from pathlib import Path
 
 from autopeft.errors import HardwareError, UnknownNameError
 from autopeft.profiling._catalogue import FOLDER, find_by_driver_name, find_by_spoken_name, read_device, to_profile
-from autopeft.profiling._probe import probe_hardware, probe_processor
 from autopeft.resources import yaml_files
 from autopeft.specs import HardwareProfile
-
-__all__ = ["MOST_DEVICES", "catalogue_entry", "hardware_names", "load_hardware", "probe_hardware"]
 
 MOST_DEVICES = 64
 """More of one device in one machine are taken for a slip of the pen."""
 
-_HERE = {"auto": probe_hardware, "cpu": probe_processor}
+
+def probe_hardware() -> HardwareProfile:
+    """Returns this machine: its visible CUDA devices, else its other accelerators, else its processor with the reason.
+
+    Raises:
+        HardwareError: if there is an NVIDIA driver but it cannot be used, or a variable names no device.
+    """
+    from autopeft.profiling._probe import probe_machine
+
+    return probe_machine()
+
+
+def _processor() -> HardwareProfile:
+    from autopeft.profiling._probe import probe_processor
+
+    return probe_processor()
+
+
+# The probe is imported when it is wanted: for a named device it would cost a tenth of a second.
+_HERE = {"auto": probe_hardware, "cpu": _processor}
 
 
 def hardware_names() -> tuple[str, ...]:

@@ -327,7 +327,8 @@ def test_hardware_needs_no_heavy_import_and_a_named_device_neither_a_probe_nor_t
     code = (
         "import sys; from autopeft.profiling.hardware import load_hardware; load_hardware('tesla-t4');"
         "from autopeft.profiling._catalogue import _shipped; assert _shipped.cache_info().currsize == 1;"
-        "found = {'pynvml', 'torch', 'transformers', 'optuna'} & set(sys.modules); sys.exit(str(found) if found else 0)"
+        "found = {'pynvml', 'psutil', 'torch', 'transformers', 'optuna'} & set(sys.modules);"
+        "sys.exit(str(found) if found else 0)"
     )
     root = Path(autopeft.errors.__file__).parents[1]
     process = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)

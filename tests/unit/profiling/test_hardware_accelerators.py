@@ -11,17 +11,11 @@ from autopeft.profiling._accelerators import Accelerators, _apple, probe_acceler
 from autopeft.profiling._host import probe_host
 from autopeft.profiling._probe import _accelerator_profile
 from autopeft.units import GIB, MIB
+from tests.unit.profiling.system_folders import write
 
 NODES = "sys/class/kfd/kfd/topology/nodes"
 # Names and formats of the amdgpu driver's files (kfd topology, mem_info_vram_*), ids of an MI300X.
 MI300X = "simd_count 1216\nvendor_id 4098\ndevice_id 29857\ngfx_target_version 90402\n"
-
-
-def write(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
 
 
 def amd_machine(root: Path, gpus: int = 2) -> Path:

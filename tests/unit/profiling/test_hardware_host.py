@@ -13,17 +13,11 @@ from hypothesis import strategies as st
 
 from autopeft.profiling._host import probe_host
 from autopeft.units import GIB, MIB
+from tests.unit.profiling.system_folders import write
 
 PHYSICAL_BYTES = psutil.virtual_memory().total
 EPYC = "processor\t: 0\nmodel name\t: AMD EPYC 9B14\nflags\t\t: fpu avx2 avx512f avx512_bf16\n\n"
 NEOVERSE = "processor\t: 0\nBogoMIPS\t: 2000.00\nFeatures\t: fp asimd bf16 i8mm\n\n"
-
-
-def write(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
 
 
 def test_version_2_limits_bind_and_droppable_cache_counts_as_free(tmp_path: Path) -> None:
