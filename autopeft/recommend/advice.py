@@ -22,8 +22,11 @@ LENGTH_MULTIPLE = 8
 SHORT_TRAINING_STEPS = 100
 BITS_PER_PARAMETER = 2.0
 BITS_PER_TOKEN = 1.0
-"""What an adapter can store and what one supervised token carries, at most (arXiv 2404.05405 and "LoRA Without
-Regret"; recalled, unverified)."""
+"""What an adapter can store and what one supervised token carries, at most (arXiv 2404.05405, recalled, unverified, and
+"LoRA Without Regret", which uses both as rules of thumb)."""
+
+WITHOUT_REGRET = "LoRA Without Regret (lora_without_regret in profiles/evidence/sources.yaml)"
+TRUNCATION_TABLE = "your data's truncation table: autopeft data"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +82,8 @@ def advise(model: ModelSpec, data: DatasetProfile, inputs: PlanInputs) -> Advice
     )
 
 
-def _judged(about: str, text: str) -> Claim:
-    return Claim(about=about, text=text, basis="judgement")
+def _judged(about: str, text: str, source: str | None = None) -> Claim:
+    return Claim(about=about, text=text, basis="judgement", source=source)
 
 
 def _computed(about: str, text: str, source: str | None = None) -> Claim:
@@ -135,9 +138,9 @@ def advised_max_length(model: ModelSpec, data: DatasetProfile, wanted: int | Non
     length = _lossless_length(data)
     if context is not None and length > context:
         text = f"max_length {context}: the model's context ends there{_loses(data, context)}"
-        return context, _computed("max_length", text)
+        return context, _computed("max_length", text, TRUNCATION_TABLE)
     text = f"max_length {length}: the smallest power of two that keeps 99.5 % of the supervised tokens"
-    return length, _computed("max_length", text + _loses(data, length))
+    return length, _computed("max_length", text + _loses(data, length), TRUNCATION_TABLE)
 
 
 def _lossless_length(data: DatasetProfile) -> int:
@@ -198,7 +201,7 @@ def advised_batch(rows: int, wanted: int | None) -> tuple[int, Claim]:
         return wanted, _asked("effective_batch_size", f"effective batch {wanted} was asked for")
     batch = 8 if rows < SMALL_ROWS else 16 if rows < MEDIUM_ROWS else 32
     text = f"effective batch {batch}: {rows} rows, small enough to leave many steps (LoRA loses on large batches)"
-    return batch, _judged("effective_batch_size", text)
+    return batch, _judged("effective_batch_size", text, WITHOUT_REGRET)
 
 
 def advised_rank(
@@ -220,14 +223,14 @@ def advised_rank(
     if data.example_count < SMALL_ROWS:
         rank = choices[max(0, index - 1)]
         reason = f"fewer than {SMALL_ROWS} rows need little capacity (default {default})"
-        return rank, _judged("r", f"r {rank}: {reason}")
+        return rank, _judged("r", f"r {rank}: {reason}", WITHOUT_REGRET)
     tokens = data.total_tokens * data.supervised_ratio
     while index + 1 < len(choices) and parameters_at(choices[index]) * BITS_PER_PARAMETER < tokens * BITS_PER_TOKEN:
         index += 1
     rank = choices[index]
     size = f"{parameters_at(rank):,} trainable parameters for {tokens:,.0f} supervised tokens"
     text = f"r {rank}: {size} (counting {BITS_PER_PARAMETER:g} bits a parameter, {BITS_PER_TOKEN:g} a token)"
-    return rank, _judged("r", text)
+    return rank, _judged("r", text, WITHOUT_REGRET)
 
 
 def rank_choices(distribution: Distribution) -> tuple[int, ...]:

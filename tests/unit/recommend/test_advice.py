@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from autopeft.errors import InvalidInputError
 from autopeft.recommend import advise
-from autopeft.recommend.advice import advised_rank, lower_ranks, rank_choices
+from autopeft.recommend.advice import advised_batch, advised_epochs, advised_rank, lower_ranks, rank_choices
 from autopeft.specs import Distribution, PlanInputs, TruncationPoint
 
 INPUTS = PlanInputs(model="m", data="d")
@@ -81,6 +81,25 @@ def test_an_effective_batch_below_one_is_an_error(small_model, make_data):
 def test_twice_the_data_never_lowers_the_rank(make_data, rows, parameters):
     ranks = [advised_rank(RANKS, make_data(n), lambda r: r * parameters)[0] for n in (rows, 2 * rows)]
     assert ranks[0] <= ranks[1]
+
+
+@given(rows=st.integers(1, 10**6), more=st.integers(0, 10**6))
+def test_more_rows_never_raise_the_epochs_and_never_lower_the_batch(rows, more):
+    assert advised_epochs(rows + more) <= advised_epochs(rows)
+    assert advised_batch(rows + more, None)[0] >= advised_batch(rows, None)[0]
+
+
+def test_each_choice_says_what_it_rests_on(small_model, make_data):
+    chosen = {claim.about: claim.basis for claim in advise(small_model, make_data(), INPUTS).reasons}
+    assert chosen == {
+        "max_length": "computed",
+        "sequence_length": "computed",
+        "effective_batch_size": "judgement",
+        "epochs": "judgement",
+    }
+    wanted = advise(small_model, make_data(), PlanInputs(model="m", data="d", max_length=64, effective_batch_size=4))
+    asked = {claim.about for claim in wanted.reasons if claim.basis == "asked"}
+    assert asked == {"max_length", "effective_batch_size"}
 
 
 def test_little_data_takes_one_rank_below_the_default(make_data):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from autopeft.recommend import Conditions, advised_learning_rate
 from autopeft.recommend.learning_rate import learning_rate_claim
-from autopeft.recommend.priors import priors
+from autopeft.recommend.priors import is_mixture, priors
 from autopeft.spaces import all_spaces
 
 TYPICAL = Conditions(r=16, effective_batch_size=32, steps=300)
@@ -79,6 +79,7 @@ def test_full_fine_tuning_takes_a_tenth_of_loras_rate_at_the_reference(large_mod
         ("lora", TYPICAL, "interpolated"),  # the same model at a batch that it was not swept at
         ("lora", replace(TYPICAL, effective_batch_size=8), "extrapolated"),  # no sweep below batch 16
         ("lora", replace(TYPICAL, steps=20), "extrapolated"),  # no sweep below 78 steps
+        ("dora", AS_SWEPT, "interpolated"),  # swept on two other models
         ("rslora", AS_SWEPT, "computed"),  # LoRA at another scaling
         ("loftq", AS_SWEPT, "extrapolated"),  # nobody swept it
         ("adalora", AS_SWEPT, "judgement"),  # its factor is ours
@@ -98,3 +99,9 @@ def test_a_given_rate_is_not_called_advice(large_model):
     given_rate = learning_rate_claim(large_model, all_spaces()["lora"], TYPICAL, 1e-5)
     assert given_rate.basis == "asked"
     assert "1.0e-05 was given" in given_rate.text
+
+
+def test_a_mixture_of_experts_is_known_by_its_configuration(large_model):
+    assert is_mixture(replace(large_model, config={"num_local_experts": 8}))
+    assert not is_mixture(replace(large_model, config={"num_local_experts": 1}))
+    assert not is_mixture(large_model)
