@@ -41,9 +41,10 @@ KEYS = [
     "rejected",
     "baselines",
     "notes",
+    "shortened_length",
     "versions",
 ]
-"""Of issue 1, in its order."""
+"""In the order of the file."""
 
 GLOSSARY = {
     "method", "r", "lora_alpha", "lora_dropout", "target_modules", "quantization", "dtype", "learning_rate",
