@@ -538,3 +538,12 @@ def test_an_interrupted_run_ends_with_130_reports_what_it_has_and_goes_on(call: 
     assert call("run", "--resume", "--output", folder).code == 0
     assert (folder / "results.jsonl").read_bytes().startswith(kept)
     assert (folder / "verdict.json").exists()
+
+
+def test_two_processes_print_the_same_plan_byte_for_byte(config_folder: Path, rows: Path) -> None:
+    """Hashes of texts differ between processes, and so does the order of sets."""
+    code = "import sys; from autopeft.cli import main; main(sys.argv[1:])"
+    arguments = suggest(config_folder, rows, "--serve", "vllm", "--price-per-hour", "2", "--json")
+    first, second = (python(code, *arguments).stdout for _ in range(2))
+    assert first
+    assert first == second
