@@ -52,10 +52,10 @@ def test_the_points_that_scores_use_are_the_fitted_ones():
 
 
 @pytest.mark.parametrize("method", ["adalora", "dora", "loftq"])
-def test_a_method_is_credited_with_its_tuned_effect_or_with_half_of_the_other(method):
+def test_half_of_a_methods_effect_is_counted_on_and_of_the_tuned_one_where_there_is_one(method):
     effect = shipped_priors().quality.effects[method]
-    credited = effect.points / 2 if effect.tuned_points is None else effect.tuned_points
-    assert all_spaces()[method].quality_prior_points == math.trunc(10 * credited) / 10
+    found = effect.points if effect.tuned_points is None else effect.tuned_points
+    assert all_spaces()[method].quality_prior_points == math.trunc(10 * found / 2) / 10
 
 
 def test_dora_takes_loras_learning_rate_as_its_sweeps_say():
