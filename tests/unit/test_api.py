@@ -149,7 +149,7 @@ def test_one_method_may_be_given_as_a_text(suggest: Suggest) -> None:
         ({"trace": -1}, "trace says how many candidates to trace; it cannot be -1"),
         ({"effective_batch_size": 0}, "the effective batch size must be at least 1, not 0"),
         ({"methods": ["lora", "lroa"]}, "unknown PEFT method 'lroa'"),
-        ({"hardware": "rtx-4080"}, "unknown hardware 'rtx-4080'"),
+        ({"hardware": "rtx-4085"}, "unknown hardware 'rtx-4085'"),
     ],
 )
 def test_a_wrong_option_is_an_error_that_is_a_value_error_too(
