@@ -36,6 +36,7 @@ def suggest(
     price_per_kwh: float | None = None,
     max_adapter_parameters: int | None = None,
     serve: str | None = None,
+    full_data: bool = False,
     seed: int = 0,
     trace: int = 0,
     environment: str | Path | None = None,
@@ -65,6 +66,7 @@ def suggest(
         price_per_kwh: of energy, on top of the hours.
         max_adapter_parameters: parameters that the finished adapter may have.
         serve: where the result is to be served, a name of ``profiles/serving`` ("vllm"); None means anywhere.
+        full_data: count the tokens of every row, on all cores, instead of a sample's.
         seed: of everything random; the same seed gives the same plan.
         trace: trace the memory of the best so many candidates (needs ``autopeft[train]``).
         environment: trace them in this virtual environment, or with its python, whose libraries will train.
@@ -83,7 +85,7 @@ def suggest(
     from autopeft.memory.pricing import price_memory
     from autopeft.memory.reference import REFERENCE_VERSIONS
     from autopeft.methods import get_method
-    from autopeft.profiling.dataset import profile_dataset
+    from autopeft.profiling.dataset import Reading, profile_dataset
     from autopeft.profiling.hardware import load_hardware
     from autopeft.profiling.model import load_model
     from autopeft.recommend import recommend
@@ -111,7 +113,15 @@ def suggest(
     )
     profile = load_hardware(inputs.hardware)
     spec = load_model(inputs.model)
-    dataset = profile_dataset(inputs.data, model=spec, columns=inputs.columns, seed=seed, on_bad_row=on_bad_row)
+    reading = Reading(coverage="all" if full_data else "sample")
+    dataset = profile_dataset(
+        inputs.data,
+        model=spec,
+        columns=inputs.columns,
+        seed=seed,
+        on_bad_row=on_bad_row,
+        reading=reading,
+    )
     # A plan may be run from another folder than it was made in.
     dataset = replace(dataset, files=tuple(str(Path(file).absolute()) for file in dataset.files))
     if baseline:

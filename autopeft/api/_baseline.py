@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from autopeft.errors import InvalidInputError, ModelError, NothingFitsError
 from autopeft.specs import (
@@ -19,7 +20,7 @@ from autopeft.specs import (
     ModelSpec,
     Quantization,
 )
-from autopeft.specs.data import OnBadRow
+from autopeft.specs.data import Coverage, OnBadRow
 from autopeft.units import format_gib, parse_bytes
 
 ROWS = 128
@@ -92,9 +93,14 @@ def describe_data(
     columns: Mapping[str, str] | None = None,
     on_bad_row: OnBadRow = "error",
     seed: int = 0,
+    coverage: Coverage = "all",
+    workers: int | None = None,
+    held_out: str | Path | None = None,
     baseline: bool = False,
     baseline_rows: int = ROWS,
     baseline_shots: int = SHOTS,
+    on_first_look: Callable[[str], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
     on_step: StepWatcher | None = None,
 ) -> DatasetProfile:
     """Returns a data set's profile as a model would read it, on request with what that model does on it untouched.
@@ -105,22 +111,31 @@ def describe_data(
         columns: column mapping, role to column.
         on_bad_row: as for ``suggest``.
         seed: of every sample.
+        coverage: "all" rows on all cores, or the "sample" that ``suggest`` reads.
+        workers: processes that read all rows; None means one a core.
+        held_out: file or folder of held-out rows that leakage is looked for in.
         baseline: score the untouched model too.
         baseline_rows: as ``rows`` of ``baseline``.
         baseline_shots: as ``shots`` of ``baseline``.
+        on_first_look: told what a sample says, in a sentence, before all rows are read.
+        on_progress: told the bytes read and the bytes there are.
         on_step: told how far the baseline is: stage, rows done, rows wanted.
 
     Raises:
         AutoPeftError: as ``baseline`` does.
     """
-    from autopeft.profiling.dataset import profile_dataset
+    from autopeft.profiling.dataset import Reading, first_look, profile_dataset
     from autopeft.profiling.model import load_model
 
     if baseline and model is None:
         raise InvalidInputError("the baseline is a model's: say which (--model)")
     spec = None if model is None else load_model(str(model))
-    mapping = dict(columns) if columns else None
-    profile = profile_dataset(str(source), model=spec, columns=mapping, on_bad_row=on_bad_row, seed=seed)
+    asked: dict[str, Any] = {"model": spec, "columns": dict(columns or {}), "on_bad_row": on_bad_row, "seed": seed}
+    if coverage == "all" and on_first_look is not None:
+        on_first_look(first_look(str(source), **asked).sentence)
+    against = None if held_out is None else str(held_out)
+    reading = Reading(coverage=coverage, workers=workers, on_progress=on_progress, held_out=against)
+    profile = profile_dataset(str(source), **asked, reading=reading)
     if not baseline or spec is None:
         return profile
     return with_base_scores(profile, spec, baseline_rows, baseline_shots, seed, on_step=on_step)

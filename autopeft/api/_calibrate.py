@@ -259,6 +259,7 @@ def _job(trial: _Trial, folder: Path) -> Job:
         data_hash=data.content_hash if data else hash_files(files),
         data_format=data.format if data else "text",
         columns=data.columns if data else {"text": "text"},
+        on_bad_row=data.on_bad_row if data else "error",
         max_length=trial.candidate.max_length,
         device=trial.device.kind,
         device_selector=trial.device.selector,

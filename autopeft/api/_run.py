@@ -54,6 +54,7 @@ def run(
     price_per_kwh: float | None = None,
     max_adapter_parameters: int | None = None,
     serve: str | None = None,
+    full_data: bool = False,
     trials: int | None = None,
     time_budget: float | str | None = None,
     seed: int | None = None,
@@ -85,6 +86,7 @@ def run(
         price_per_kwh: as for ``suggest``.
         max_adapter_parameters: as for ``suggest``.
         serve: as for ``suggest``.
+        full_data: as for ``suggest``; only without a plan.
         trials: search trials at most.
         time_budget: for everything: seconds, or a text such as "30m".
         seed: of splits, sampler and trainings; None means the plan's.
@@ -117,6 +119,7 @@ def run(
         "price_per_kwh": price_per_kwh,
         "max_adapter_parameters": max_adapter_parameters,
         "serve": serve,
+        "full_data": full_data,
     }
     if resume:
         asked = {"trials": trials, "time_budget": time_budget, "seed": seed, "dry_run": dry_run or None}
@@ -140,7 +143,7 @@ def run(
 
 def _given(inputs: Mapping[str, Any]) -> list[str]:
     left_out: tuple[object, ...] = (None, (), {})
-    defaults = {"hardware": "auto", "on_bad_row": "error", "objective": "balanced"}
+    defaults = {"hardware": "auto", "on_bad_row": "error", "objective": "balanced", "full_data": False}
     return [name for name, value in inputs.items() if value not in left_out and value != defaults.get(name)]
 
 

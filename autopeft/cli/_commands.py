@@ -141,17 +141,30 @@ def hardware(name: str | None, as_json: bool) -> None:
 @click.option("--model", help="Counts tokens with this model's tokenizer and chat template.")
 @click.option("--column", "columns", type=Columns(), multiple=True, help=COLUMN_HELP)
 @bad_row_option
+@click.option("--held-out", type=click.Path(), help="File or folder of held-out rows: looks for leakage into it.")
+@click.option("--sample", is_flag=True, help="Read a sample only, as suggest does. Default: all rows.")
+@click.option("--workers", type=click.IntRange(min=1), help="Processes. Default: one a core.")
 @click.option("--seed", default=0, show_default=True, help="Of every sample.")
 @baseline_options
 @json_option
-def data(as_json: bool, columns: tuple[tuple[str, str], ...], **options: Any) -> None:
-    """Profiles a data set: format, lengths, findings; with --baseline, what the untouched model does on it."""
+def data(as_json: bool, sample: bool, columns: tuple[tuple[str, str], ...], **options: Any) -> None:
+    """Profiles a data set: format, lengths, findings; with --baseline, what the untouched model does on it.
+
+    A first answer from a sample goes to stderr at once, with the progress behind it.
+    """
     from autopeft import api
     from autopeft.report.tables import data_table
 
     terminate_like_interrupt()
     with Progress() as progress:
-        profile = api.describe_data(columns=dict(columns), on_step=progress.step, **options)
+        profile = api.describe_data(
+            columns=dict(columns),
+            coverage="sample" if sample else "all",
+            on_first_look=progress.line,
+            on_progress=progress.bar,
+            on_step=progress.step,
+            **options,
+        )
     show(profile, as_json, data_table)
 
 

@@ -98,6 +98,7 @@ def input_options(required: bool) -> Callable[[Command], Command]:
         click.option("--price-per-kwh", type=click.FloatRange(min=0), help="Of energy, on top of the hours."),
         click.option("--max-adapter-parameters", type=click.IntRange(min=1), help="Of the finished adapter."),
         click.option("--serve", metavar="SERVER", help="Keep what vllm, sglang, llamacpp or ollama loads, or merged."),
+        click.option("--full-data", is_flag=True, help="Count the tokens of every row. Default: of a sample."),
         click.option("--seed", default=0, show_default=True, help="Of everything random."),
     ]  # fmt: skip
 

@@ -73,16 +73,29 @@ class Progress(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Prints one message of the package's log."""
-        self._line(record.getMessage())
+        self.line(record.getMessage())
 
     def event(self, event: Any) -> None:
         """Prints one event."""
-        self._line(event.message)
+        self.line(event.message)
 
     def step(self, name: str, step: int, steps: int) -> None:
         """Shows how far one training is."""
         if self._status is not None:
             self._status.update(f"{name}: step {step} of {steps}")
 
-    def _line(self, text: str) -> None:
+    def bar(self, done: int, total: int) -> None:
+        """Shows how many bytes of so many are read."""
+        if self._status is None:
+            return
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        shown = Table.grid(padding=(0, 1))
+        megabytes = f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
+        shown.add_row("reading all rows", ProgressBar(total=total, completed=done, width=40), megabytes)
+        self._status.update(shown)
+
+    def line(self, text: str) -> None:
+        """Prints one line."""
         self._console.print(text, markup=False, soft_wrap=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -89,6 +89,42 @@ def hash_files(files: Iterable[str]) -> str:
         except OSError as error:
             raise DataError(f"cannot read {file}: {error.strerror}") from error
     return digest.hexdigest()
+
+
+def hash_and_count(
+    files: Sequence[str], offsets: Sequence[Sequence[int]]
+) -> tuple[str, dict[tuple[int, int], int], int]:
+    """Returns the files' hash, the line ends before some places, and the lines of all files; each is read once.
+
+    Args:
+        files: text files.
+        offsets: for each file the places, in bytes, ascending.
+    """
+    digest = hashlib.sha256()
+    before: dict[tuple[int, int], int] = {}
+    lines = 0
+    for index, file in enumerate(files):
+        in_file, last = 0, b""
+        with open(file, "rb") as stream:
+            for offset in [*offsets[index], None]:
+                for block in _read_up_to(stream, offset):
+                    digest.update(block)
+                    in_file += block.count(b"\n")
+                    last = block
+                if offset is not None:
+                    before[index, offset] = in_file
+        lines += in_file + bool(last and not last.endswith(b"\n"))
+    return digest.hexdigest(), before, lines
+
+
+def _read_up_to(stream: IO[bytes], offset: int | None) -> Iterator[bytes]:
+    """Yields what stands before a place, or all that is left."""
+    while True:
+        left = _BLOCK_BYTES if offset is None else min(_BLOCK_BYTES, offset - stream.tell())
+        block = stream.read(left)
+        if not block:
+            return
+        yield block
 
 
 def data_suffixes() -> tuple[str, ...]:

@@ -1,18 +1,19 @@
-"""Looks for what would spoil a training on the data."""
+"""Says what would spoil a training on the data, from the facts of its rows."""
 
 from __future__ import annotations
 
-from collections import Counter as Tally
 from collections.abc import Sequence
 from pathlib import Path
 
-from autopeft.profiling._example import Example
-from autopeft.profiling._files import FoundFiles
-from autopeft.profiling._formats import ReadRows, why_not_trained
-from autopeft.profiling._rows import BadRows
-from autopeft.profiling._tokens import UTF8_BYTES_PER_TOKEN, CountedRow, Counter
-from autopeft.specs.data import DataFormat, Finding
-from autopeft.specs.model import ModelSpec
+from autopeft.profiling._formats import why_not_trained
+from autopeft.profiling._length_findings import length_findings
+from autopeft.profiling._resemblance_findings import resemblance_findings
+from autopeft.profiling._rows import SHOWN_ROWS
+from autopeft.profiling._text_findings import text_findings
+from autopeft.profiling.scan.facts import Noted
+from autopeft.profiling.scan.row_checks import shortened
+from autopeft.profiling.scan.survey import Survey
+from autopeft.specs.data import DatasetProfile, Finding, Severity
 
 FEW_ROWS = 200
 CONSTANT_SHARE = 0.9
@@ -20,56 +21,54 @@ CONSTANT_SHARE = 0.9
 IMBALANCED_SHARE = 0.8
 """Share of the most frequent label from which on always guessing it looks like a good model."""
 
-_SEVERITIES = ("error", "warning", "info")
-_SHOWN = 3
+_SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+_ROW_ADVICE: dict[str, tuple[Severity, str, str]] = {
+    "empty-completions": (
+        "warning",
+        "have nothing to learn: their completion or text is empty",
+        "fill in or remove these rows",
+    ),
+    "no-assistant-turn": (
+        "warning",
+        "have no turn of the assistant, so nothing of them is learnt",
+        "check the roles, or remove these rows",
+    ),
+    "roles-out-of-order": (
+        "warning",
+        "have turns that do not alternate between user and assistant, begin with an answer, or a system turn inside",
+        "many chat templates refuse or misplace such turns; join or reorder them",
+    ),
+    "unanswered-questions": (
+        "info",
+        "end with a turn of the user, on which no loss counts",
+        "cut the last turn, or add its answer",
+    ),
+    "equal-preferences": ("warning", "have the same chosen and rejected answer", "remove these rows"),
+}
+"""Code of a row check -> severity, what the rows are like, and what to do."""
 
 
-def find_problems(
-    read: ReadRows,
-    counted: Sequence[tuple[Example, CountedRow]],
-    counter: Counter,
-    model: ModelSpec | None,
-    files: FoundFiles,
-) -> tuple[Finding, ...]:
-    """Returns the findings on a data set, worst first; ``counted`` holds the rows whose tokens were counted."""
-    examples = read.examples
-    learnt = [example.learnt_text.strip() for example in examples]
+def find_problems(survey: Survey, profile: DatasetProfile) -> tuple[Finding, ...]:
+    """Returns the findings on a data set, worst first."""
     found = [
-        _held_out_left_out(files),
-        _held_out_kept(examples, files),
-        _bad_rows(read.left_out, len(examples)),
-        _not_trained(examples, read.reader.data_format),
-        _duplicates(examples),
-        _empty_completions(examples, learnt),
-        _constant_completion(examples, learnt),
-        _longer_than_context(counted, model),
-        _few_rows(examples),
-        _label_imbalance(examples),
-        _no_chat_template(examples, model),
-        _lengths_estimated(examples, counter),
+        _held_out_left_out(survey),
+        _held_out_kept(survey),
+        _bad_rows(survey),
+        _not_trained(survey),
+        *(_of_rows(survey, code) for code in _ROW_ADVICE),
+        *resemblance_findings(survey, profile),
+        _constant_completion(survey),
+        *length_findings(survey, profile),
+        _few_rows(survey),
+        _label_imbalance(survey, profile),
+        *text_findings(survey, profile),
     ]
     return tuple(sorted(filter(None, found), key=lambda finding: _SEVERITIES.index(finding.severity)))
 
 
-def duplicate_pairs(examples: Sequence[Example]) -> list[tuple[Example, Example]]:
-    """Returns every row that exactly repeats an earlier one, with the first of its kind."""
-    first: dict[tuple[object, ...], Example] = {}
-    pairs = []
-    for example in examples:
-        original = first.setdefault(example.content, example)
-        if original is not example:
-            pairs.append((example, original))
-    return pairs
-
-
-def label_counts(examples: Sequence[Example]) -> dict[str, int]:
-    """Returns label -> rows, the most frequent first."""
-    tally = Tally(example.label for example in examples if example.label is not None)
-    return dict(sorted(tally.items(), key=lambda item: (-item[1], item[0])))
-
-
-def _held_out_left_out(files: FoundFiles) -> Finding | None:
-    if not files.left_out:
+def _held_out_left_out(survey: Survey) -> Finding | None:
+    files = survey.source.found
+    if not files.left_out or not files.folder:
         return None
     return Finding(
         code="held-out-files-left-out",
@@ -81,174 +80,106 @@ def _held_out_left_out(files: FoundFiles) -> Finding | None:
     )
 
 
-def _held_out_kept(examples: Sequence[Example], files: FoundFiles) -> Finding | None:
+def _held_out_kept(survey: Survey) -> Finding | None:
+    files = survey.source.found
     if not files.doubtful:
         return None
     return Finding(
         code="held-out-files-kept",
         severity="warning",
         message=f"{len(files.doubtful)} of the files used are named like held-out data, and will be trained on",
-        count=sum(example.file in files.doubtful for example in examples),
+        count=survey.facts.numbers.rows_in(files.doubtful, survey.facts.rows),
         examples=_inside(files.folder, files.doubtful),
         advice="put them elsewhere, or name the file to train on",
     )
 
 
-def _bad_rows(left_out: BadRows, good_rows: int) -> Finding | None:
+def _inside(folder: str, files: Sequence[str]) -> tuple[str, ...]:
+    return tuple(Path(file).relative_to(folder).as_posix() for file in files[:SHOWN_ROWS])
+
+
+def _bad_rows(survey: Survey) -> Finding | None:
+    left_out = survey.facts.left_out
     if not left_out.count:
         return None
     return Finding(
         code="bad-rows-skipped",
         severity="warning",
-        message=f"{left_out.count} of {left_out.count + good_rows} rows cannot be read or do not fit, and are left out",
+        message=f"{left_out.count:,} of {left_out.count + survey.facts.rows:,} rows cannot be read or do not fit, and "
+        "are left out",
         count=left_out.count,
         examples=tuple(Path(bad.file).name + bad.sentence.removeprefix(bad.file) for bad in left_out.shown),
         advice="a run leaves out the same rows; mend them to use them",
     )
 
 
-def _not_trained(examples: Sequence[Example], data_format: DataFormat) -> Finding | None:
-    problem = why_not_trained(data_format, "the data")
+def _not_trained(survey: Survey) -> Finding | None:
+    problem = why_not_trained(survey.source.reader.data_format, "the data")
     if problem is None:
         return None
     found, _, advice = problem.partition("; ")
-    return Finding(code="not-trained", severity="warning", message=found, count=len(examples), advice=advice)
+    return Finding(code="not-trained", severity="warning", message=found, count=survey.rows, advice=advice)
 
 
-def _inside(folder: str, files: Sequence[str]) -> tuple[str, ...]:
-    return tuple(Path(file).relative_to(folder).as_posix() for file in files[:_SHOWN])
-
-
-def _duplicates(examples: Sequence[Example]) -> Finding | None:
-    pairs = duplicate_pairs(examples)
-    if not pairs:
+def _of_rows(survey: Survey, code: str) -> Finding | None:
+    noted = survey.facts.noted.get(code)
+    if noted is None:
         return None
+    severity, what, advice = _ROW_ADVICE[code]
+    return _noted_finding(code, severity, what, noted, survey.facts.rows, advice)
+
+
+def _noted_finding(code: str, severity: Severity, what: str, noted: Noted, rows: int, advice: str) -> Finding:
     return Finding(
-        code="exact-duplicates",
-        severity="warning",
-        message=f"{len(pairs)} of {len(examples)} rows are exact copies of an earlier row",
-        count=len(pairs),
-        examples=tuple(f"{_place(copy)} repeats {_place(original)}" for copy, original in pairs[:_SHOWN]),
-        advice="remove the copies; until then each stays on one side of the splits, so that none flatters a score",
+        code=code,
+        severity="error" if noted.count == rows and severity == "warning" else severity,
+        message=f"{noted.count:,} of {rows:,} rows {what}",
+        count=noted.count,
+        examples=tuple(noted.shown),
+        advice=advice,
     )
 
 
-def _empty_completions(examples: Sequence[Example], learnt: Sequence[str]) -> Finding | None:
-    rows = [example for example, text in zip(examples, learnt, strict=True) if not text]
-    if not rows:
-        return None
-    return Finding(
-        code="empty-completions",
-        severity="error" if len(rows) == len(examples) else "warning",
-        message=f"{len(rows)} of {len(examples)} rows have nothing to learn: their completion or text is empty",
-        count=len(rows),
-        examples=tuple(map(_shown, rows[:_SHOWN])),
-        advice="fill in or remove these rows",
-    )
-
-
-def _constant_completion(examples: Sequence[Example], learnt: Sequence[str]) -> Finding | None:
-    if not examples[0].messages:
-        return None
-    completions = Tally(text for text in learnt if text)
-    if completions.total() < 2:
-        return None
-    completion, count = completions.most_common(1)[0]
-    if count < CONSTANT_SHARE * completions.total():
+def _constant_completion(survey: Survey) -> Finding | None:
+    completions, count = survey.completions
+    unlike = survey.source.reader.data_format in ("text", "classification", "text_pair")
+    if unlike or survey.constant is None or completions < 2 or count < CONSTANT_SHARE * completions:
         return None
     return Finding(
         code="constant-completion",
         severity="warning",
-        message=f"{count} of {completions.total()} completions are the same: {_shortened(completion)!r}",
+        message=f"{count:,} of {completions:,} completions are the same: {shortened(survey.constant)!r}",
         count=count,
         advice="check the column taken as the completion; a model learns such data without reading the prompt",
     )
 
 
-def _longer_than_context(counted: Sequence[tuple[Example, CountedRow]], model: ModelSpec | None) -> Finding | None:
-    limit = model.context_length if model else None
-    if model is None or limit is None:
-        return None
-    rows = [(example, row.tokens) for example, row in counted if row.tokens > limit]
-    if not rows:
-        return None
-    return Finding(
-        code="longer-than-context",
-        severity="warning",
-        message=f"{len(rows)} of {len(counted)} counted rows are longer than the {limit} tokens that {model.id} reads",
-        count=len(rows),
-        examples=tuple(f"{_place(example)}: {tokens} tokens" for example, tokens in rows[:_SHOWN]),
-        advice="split these rows, or accept that their ends are cut off",
-    )
-
-
-def _few_rows(examples: Sequence[Example]) -> Finding | None:
-    if len(examples) >= FEW_ROWS:
+def _few_rows(survey: Survey) -> Finding | None:
+    if survey.rows >= FEW_ROWS:
         return None
     return Finding(
         code="few-rows",
         severity="warning",
-        message=f"the data set has only {len(examples)} rows; differences between methods will hardly be significant",
-        count=len(examples),
+        message=f"the data set has only {survey.rows} rows; differences between methods will hardly be significant",
+        count=survey.rows,
         advice=f"collect at least {FEW_ROWS} rows, or read the verdict's intervals with care",
     )
 
 
-def _label_imbalance(examples: Sequence[Example]) -> Finding | None:
-    labels = label_counts(examples)
+def _label_imbalance(survey: Survey, profile: DatasetProfile) -> Finding | None:
+    labels, rows = profile.label_counts, survey.facts.rows
     if not labels:
         return None
     label, count = next(iter(labels.items()))
-    if count < IMBALANCED_SHARE * len(examples):
+    if count < IMBALANCED_SHARE * rows:
         return None
     only = "the only label" if len(labels) == 1 else f"the most frequent of {len(labels)} labels"
     return Finding(
         code="label-imbalance",
         severity="error" if len(labels) == 1 else "warning",
-        message=f"{count} of {len(examples)} rows have {only}, {_shortened(label)!r}",
+        message=f"{count:,} of {rows:,} rows have {only}, {shortened(label)!r}",
         count=count,
-        advice="judge by F1 of the rare labels rather than by accuracy"
+        advice=f"always guessing it is right in {count / rows:.0%}; judge by F1 of the rare labels, not by accuracy"
         if len(labels) > 1
         else "add rows of another label",
     )
-
-
-def _no_chat_template(examples: Sequence[Example], model: ModelSpec | None) -> Finding | None:
-    if model is None or model.has_chat_template or not any(example.messages for example in examples):
-        return None
-    # A profile or hub id brings no tokenizer, so nothing is known of its template.
-    if model.path is None or model.kind != "causal_lm":
-        return None
-    return Finding(
-        code="no-chat-template",
-        severity="info",
-        message=f"{model.id} has no chat template; prompt and completion are joined as plain text",
-        count=sum(1 for example in examples if example.messages),
-        advice="use the instruction-tuned variant of the model for conversations",
-    )
-
-
-def _lengths_estimated(examples: Sequence[Example], counter: Counter) -> Finding | None:
-    if counter.source != "characters":
-        return None
-    return Finding(
-        code="lengths-estimated",
-        severity="info",
-        message=f"token counts are estimated from the texts at {UTF8_BYTES_PER_TOKEN} UTF-8 bytes a token",
-        count=len(examples),
-        advice="name a local model folder that holds a tokenizer.json for exact counts",
-    )
-
-
-def _place(example: Example) -> str:
-    return f"{Path(example.file).name}:{example.line}"
-
-
-def _shown(example: Example) -> str:
-    content = example.text if example.text is not None else example.messages[0][1]
-    return f"{_place(example)}: {_shortened(content)}"
-
-
-def _shortened(text: str) -> str:
-    flat = " ".join(text[:200].split())
-    return flat if len(flat) <= 60 else flat[:57] + "..."

@@ -77,6 +77,11 @@ class BadRows:
         if len(self.shown) < SHOWN_ROWS:
             self.shown.append(bad)
 
+    def merge(self, later: BadRows) -> None:
+        """Takes in those that stand behind its own."""
+        self.count += later.count
+        self.shown = (self.shown + later.shown)[:SHOWN_ROWS]
+
     def settle(self, good_rows: int, on_bad_row: OnBadRow, needed: str) -> None:
         """Checks what was read when all is read.
 

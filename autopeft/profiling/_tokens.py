@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from autopeft.errors import ModelError
 from autopeft.profiling._example import Example
@@ -19,6 +20,7 @@ from autopeft.profiling._render import (
     read_special_tokens,
     render_plain,
 )
+from autopeft.specs.data import CountsSource
 from autopeft.specs.model import ModelSpec
 
 UTF8_BYTES_PER_TOKEN = 3.5
@@ -51,7 +53,7 @@ class CountedRow:
 class CharacterCounter:
     """Estimates lengths from the texts alone; known error on English: -13 % to +18 % (see UTF8_BYTES_PER_TOKEN)."""
 
-    source: Literal["characters"] = "characters"
+    source: CountsSource = "characters"
 
     def __init__(self, chat: bool) -> None:
         self._chat = chat
@@ -59,6 +61,13 @@ class CharacterCounter:
     def count(self, examples: Sequence[Example]) -> list[CountedRow]:
         """Returns the estimated length of each example."""
         return [self._count_one(example) for example in examples]
+
+    def count_and_ids(
+        self, examples: Sequence[Example], wanted: Collection[int]
+    ) -> Iterator[tuple[CountedRow, Sequence[int] | None]]:
+        """Yields the estimated lengths; there are no token ids."""
+        del wanted
+        return ((self._count_one(example), None) for example in examples)
 
     def _count_one(self, example: Example) -> CountedRow:
         if example.text is not None:
@@ -79,17 +88,30 @@ class CharacterCounter:
 class TokenizerCounter:
     """Counts with the model's own tokenizer and chat template."""
 
-    source: Literal["tokenizer.json"] = "tokenizer.json"
+    source: CountsSource = "tokenizer.json"
 
     def __init__(self, folder: Path) -> None:
-        self._tokenizer = _load_tokenizer(folder / "tokenizer.json")
+        self._file = folder / "tokenizer.json"
+        self._tokenizer = _load_tokenizer(self._file)
         self._template = read_chat_template(folder)
         self._before, self._after = _special_tokens_around(self._tokenizer)
         self._eos_token = "" if self._after else read_special_tokens(folder).get("eos_token", "")
 
+    @cached_property
+    def special_ids(self) -> tuple[int | None, frozenset[int]]:
+        """The id that stands for what the tokenizer cannot represent, and those of single bytes of a character."""
+        return _unknown_id(self._file, self._tokenizer), _single_byte_ids(self._tokenizer)
+
     def count(self, examples: Sequence[Example]) -> list[CountedRow]:
         """Returns the length of each example."""
         return [counted for counted, _ in self._encode(examples)]
+
+    def count_and_ids(
+        self, examples: Sequence[Example], wanted: Collection[int]
+    ) -> Iterator[tuple[CountedRow, Sequence[int] | None]]:
+        """Yields the length of each example, and the token ids of those whose place is ``wanted``."""
+        for order, (counted, encoding) in enumerate(self._encode(examples)):
+            yield counted, encoding.ids if order in wanted else None
 
     def encode(self, examples: Sequence[Example]) -> list[tuple[tuple[int, ...], CountedRow]]:
         """Returns the token ids of each example, special tokens included, with its length."""
@@ -97,8 +119,8 @@ class TokenizerCounter:
         begin, end = around[: self._before], around[len(around) - self._after :]
         pairs = zip(examples, self._encode(examples), strict=True)
         return [
-            (tuple(ids) if self._templated(example) else (*begin, *ids, *end), counted)
-            for example, (counted, ids) in pairs
+            (tuple(encoding.ids) if self._templated(example) else (*begin, *encoding.ids, *end), counted)
+            for example, (counted, encoding) in pairs
         ]
 
     def encode_prompts(self, examples: Sequence[Example]) -> list[tuple[int, ...]]:
@@ -112,23 +134,19 @@ class TokenizerCounter:
         pairs = zip(examples, encoded, strict=True)
         return [tuple(each.ids) if self._templated(example) else (*begin, *each.ids) for example, each in pairs]
 
-    def _encode(self, examples: Sequence[Example]) -> list[tuple[CountedRow, list[int]]]:
+    def _encode(self, examples: Sequence[Example]) -> list[tuple[CountedRow, Any]]:
         if examples and examples[0].text_pair is not None:
             return self._encode_pairs(examples)
         rendered = [_render(example, self._template, self._eos_token) for example in examples]
         encoded = self._tokenizer.encode_batch([each.text for each in rendered], add_special_tokens=False)
         rows = zip(examples, rendered, encoded, strict=True)
-        return [(self._row(example, text, encoding.offsets), encoding.ids) for example, text, encoding in rows]
+        return [(self._row(example, text, encoding.offsets), encoding) for example, text, encoding in rows]
 
-    def _encode_pairs(self, examples: Sequence[Example]) -> list[tuple[CountedRow, list[int]]]:
-        """Counts text pairs, between which the tokenizer puts special tokens of its own."""
+    def _encode_pairs(self, examples: Sequence[Example]) -> list[tuple[CountedRow, Any]]:
+        """Counts text pairs, between which the tokenizer puts special tokens of its own; no training reads them."""
         pairs = [(example.text, example.text_pair) for example in examples]
-        around = self._before + self._after
-        rows = []
-        for encoding in self._tokenizer.encode_batch(pairs, add_special_tokens=True):
-            ids = encoding.ids
-            rows.append((CountedRow(len(ids), ((0, len(ids)),)), ids[self._before : len(ids) - around + self._before]))
-        return rows
+        encoded = self._tokenizer.encode_batch(pairs, add_special_tokens=True)
+        return [(CountedRow(len(encoding), ((0, len(encoding)),)), encoding) for encoding in encoded]
 
     def _templated(self, example: Example) -> bool:
         """Returns whether the chat template writes the row; it writes the special tokens itself."""
@@ -182,6 +200,38 @@ def _load_tokenizer(file: Path) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _unknown_id(file: Path, tokenizer: Any) -> int | None:
+    """Returns the id of the token for the unknown; None if the tokenizer needs none."""
+    import msgspec
+
+    # Only what is asked for is built of a file of megabytes.
+    wanted = msgspec.defstruct(
+        "Model", [("byte_fallback", bool | None, None), ("unk_token", str | None, None), ("unk_id", int | None, None)]
+    )
+    whole: Any = msgspec.json.decode(file.read_bytes(), type=msgspec.defstruct("File", [("model", wanted)]))
+    model = whole.model
+    if model.byte_fallback:
+        return None
+    found: int | None = model.unk_id if model.unk_token is None else tokenizer.token_to_id(model.unk_token)
+    return found
+
+
+def _single_byte_ids(tokenizer: Any) -> frozenset[int]:
+    """Returns the ids of tokens that are one byte of a character outside ASCII.
+
+    Byte fallback writes them as ``<0xE4>``. Byte-level tokenizers write every byte as one letter; the bytes above 0x7F
+    are written as the letters of Latin-1 where those can be seen, and from U+0121 on where they cannot (GPT-2's
+    ``bytes_to_unicode``, https://github.com/openai/gpt-2, src/encoder.py).
+    """
+    import tokenizers
+
+    names = [f"<0x{byte:02X}>" for byte in range(0x80, 0x100)]
+    if isinstance(tokenizer.decoder, tokenizers.decoders.ByteLevel):
+        seen = [byte for byte in range(0x80, 0x100) if byte > 0xA0 and byte != 0xAD]
+        names = [chr(byte) for byte in seen] + [chr(0x122 + place) for place in range(0x21)] + [chr(0x143)]
+    return frozenset(found for name in names if (found := tokenizer.token_to_id(name)) is not None)
 
 
 def _special_tokens_around(tokenizer: Any) -> tuple[int, int]:

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from autopeft.errors import DataError
 from autopeft.profiling._example import Example, Message
-from autopeft.profiling._files import find_files, hash_files, list_files
-from autopeft.profiling._findings import duplicate_pairs, find_problems, label_counts
-from autopeft.profiling._formats import ReadRows, RowReader, detect_format, examples_from_rows, why_not_trained
+from autopeft.profiling._files import FoundFiles, find_files, hash_files, list_files
+from autopeft.profiling._findings import find_problems
+from autopeft.profiling._formats import RowReader, detect_format, examples_from_rows, why_not_trained
+from autopeft.profiling._padding import padding_points
 from autopeft.profiling._readers import iter_rows, read_rows
 from autopeft.profiling._rows import BadRow, Row
-from autopeft.profiling._splits import split_rows
-from autopeft.profiling._tokens import CountedRow, Counter, counter_for
+from autopeft.profiling._splits import split_rows, splits_by_template
+from autopeft.profiling._task_kind import task_kind
+from autopeft.profiling.scan.facts import Facts, Lengths
+from autopeft.profiling.scan.survey import Reading, Source, Survey, survey_all, survey_sample
 from autopeft.specs.data import DatasetProfile, OnBadRow, TruncationPoint
 from autopeft.specs.model import ModelSpec
 
 __all__ = [
     "Example",
+    "FirstLook",
     "Message",
+    "Reading",
     "Row",
+    "first_look",
     "good_rows",
     "hash_files",
     "iter_rows",
@@ -35,92 +40,98 @@ __all__ = [
     "why_not_trained",
 ]
 
-SHORTEST_MAX_LENGTH = 128
-"""Shortest row of the truncation table."""
-_QUANTILES = ("0.5", "0.9", "0.95", "0.99")
-_LONGEST_COUNTED = 8
 FORMAT_ROWS = 200
 """Rows that the format is told by."""
+_QUANTILES = ("0.5", "0.9", "0.95", "0.99")
 _HISTOGRAM_WIDTH = 0.01
 """Lengths of one histogram entry differ by less than this share; all lengths of up to 100 tokens are told apart."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Lengths:
-    """Lengths in tokens.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstLook:
+    """What a glance at a data set tells, before it is read.
 
     Attributes:
-        sampled: a fair sample of the rows, or all of them.
-        counted: all rows whose tokens were counted: the sample, then the longest rows outside it.
-        total_tokens: of all rows.
+        rows: an estimate unless ``exact``.
+        tokens: of all rows; an estimate.
+        mean_tokens: of a row.
+        sampled_rows: rows whose tokens were counted.
+        exact: whether all rows were read.
     """
 
-    sampled: tuple[CountedRow, ...]
-    counted: tuple[tuple[Example, CountedRow], ...]
-    total_tokens: int
+    format: str
+    rows: int
+    exact: bool
+    tokens: int
+    mean_tokens: float
+    sampled_rows: int
 
-    def supervised_within(self, max_length: int) -> int:
-        """Returns the sample's supervised tokens that a limit keeps."""
-        return sum([row.supervised_within(max_length) for row in self.sampled])
+    @property
+    def sentence(self) -> str:
+        """The answer for a reader who waits."""
+        about = "" if self.exact else "about "
+        return (
+            f"{self.format}: {about}{self.rows:,} rows, about {self.tokens:,} tokens, {self.mean_tokens:.0f} a row "
+            f"(from a sample of {self.sampled_rows:,})"
+        )
+
+
+def first_look(
+    source: str,
+    *,
+    model: ModelSpec | None,
+    columns: Mapping[str, str] | None = None,
+    seed: int = 0,
+    on_bad_row: OnBadRow = "error",
+) -> FirstLook:
+    """Returns what a sample tells of a data set, within about a second for JSON Lines of any size.
+
+    Raises:
+        DataError: as ``profile_dataset``.
+    """
+    read = _source(source, model, columns, seed, on_bad_row, held_out=None)
+    survey = survey_sample(read, Reading(), hashed=False)
+    return FirstLook(
+        format=survey.source.reader.data_format,
+        rows=survey.rows,
+        exact=survey.every_row,
+        tokens=survey.total_tokens,
+        mean_tokens=survey.total_tokens / survey.rows,
+        sampled_rows=survey.facts.lengths.rows,
+    )
 
 
 def profile_dataset(
     source: str,
     *,
     model: ModelSpec | None,
-    columns: dict[str, str] | None = None,
+    columns: Mapping[str, str] | None = None,
     seed: int = 0,
-    sample_rows: int = 2000,
     on_bad_row: OnBadRow = "error",
+    reading: Reading | None = None,
 ) -> DatasetProfile:
     """Returns what is known of a data set as ``model`` would read it.
+
+    The answer depends on the files, the seed and what ``reading`` covers; never on the number of workers.
 
     Args:
         source: file, folder or hub data set id.
         model: whose tokenizer and context count; None means lengths are estimated and no context is known.
         columns: role -> column, for rows that name their fields otherwise ("prompt" -> "question").
-        seed: of the sample.
-        sample_rows: tokens are counted on all rows up to this many, and on a sample of this size (and on the few
-            longest rows, for ``max_tokens``) beyond.
+        seed: of the samples.
         on_bad_row: "skip" leaves out rows that cannot be read or do not fit the format, and counts them.
+        reading: how much is read; None means a sample.
 
     Raises:
         DataError: if the data cannot be found, read or understood, or is empty.
     """
-    if sample_rows < 1:
-        raise ValueError(f"sample_rows must be at least 1, but is {sample_rows}")
-    found = find_files(source)
-    files = found.used
-    read = _load(files, columns, on_bad_row)
-    examples = read.examples
-    counter = counter_for(model)
-    lengths = _count(examples, counter, sample_rows, seed)
-    max_tokens = max(row.tokens for _, row in lengths.counted)
-    context_length = model.context_length if model else None
-    return DatasetProfile(
-        source=source,
-        files=files,
-        content_hash=hash_files(files),
-        format=read.reader.data_format,
-        columns=read.reader.columns,
-        task=_task(examples),
-        example_count=len(examples),
-        total_characters=sum(example.characters for example in examples),
-        token_counts_source=counter.source,
-        sampled_examples=len(lengths.sampled),
-        mean_tokens=lengths.total_tokens / len(examples),
-        max_tokens=max_tokens,
-        token_quantiles=_quantiles([row.tokens for row in lengths.sampled]),
-        length_histogram=_histogram([row.tokens for row in lengths.sampled]),
-        total_tokens=lengths.total_tokens,
-        supervised_ratio=_ratio(lengths.supervised_within(max_tokens), sum(row.tokens for row in lengths.sampled)),
-        truncation=_truncation(lengths, _max_lengths(context_length, max_tokens)),
-        duplicate_count=len(duplicate_pairs(examples)),
-        label_counts=label_counts(examples),
-        on_bad_row=on_bad_row,
-        skipped_rows=read.left_out.count,
-        findings=find_problems(read, lengths.counted, counter, model, found),
-    )
+    reading = reading or Reading()
+    read = _source(source, model, columns, seed, on_bad_row, reading.held_out)
+    survey = survey_sample(read, reading, hashed=reading.coverage == "sample")
+    if reading.coverage == "all":
+        survey = survey_all(read, reading, survey)
+    profile = _profile(source, survey)
+    return replace(profile, findings=find_problems(survey, profile))
 
 
 def read_examples(
@@ -149,14 +160,23 @@ def good_rows(data: DatasetProfile) -> Iterator[Row]:
             yield row
 
 
-def _load(files: Sequence[str], columns: Mapping[str, str] | None, on_bad_row: OnBadRow) -> ReadRows:
-    rows = _not_empty(read_rows(files), files)
-    first = list(itertools.islice(rows, FORMAT_ROWS))
+def _source(
+    source: str,
+    model: ModelSpec | None,
+    columns: Mapping[str, str] | None,
+    seed: int,
+    on_bad_row: OnBadRow,
+    held_out: str | None,
+) -> Source:
+    found = find_files(source)
+    if held_out is not None:
+        found = FoundFiles(found.used, find_files(held_out).used, found.doubtful)
+    first = list(itertools.islice(_not_empty(read_rows(found.used), found.used), FORMAT_ROWS))
     readable = [row for row in first if isinstance(row, Row)]
     if not readable:
         raise DataError(next(row.sentence for row in first if isinstance(row, BadRow)))
     reader = RowReader(*detect_format(readable, columns))
-    return examples_from_rows(itertools.chain(first, rows), reader, on_bad_row)
+    return Source(found=found, reader=reader, model=model, seed=seed, on_bad_row=on_bad_row)
 
 
 def _not_empty(rows: Iterator[Row | BadRow], files: Iterable[str]) -> Iterator[Row | BadRow]:
@@ -166,73 +186,101 @@ def _not_empty(rows: Iterator[Row | BadRow], files: Iterable[str]) -> Iterator[R
     return itertools.chain([first], rows)
 
 
-def _count(examples: Sequence[Example], counter: Counter, sample_rows: int, seed: int) -> _Lengths:
-    everything = range(len(examples))
-    if len(examples) <= sample_rows:
-        chosen = list(everything)
-    else:
-        chosen = sorted(random.Random(seed).sample(everything, sample_rows))
-    longest = sorted(everything, key=lambda index: -examples[index].characters)[:_LONGEST_COUNTED]
-    counted = [examples[index] for index in chosen + sorted(set(longest) - set(chosen))]
-    rows = counter.count(counted)
-    sampled = rows[: len(chosen)]
-    return _Lengths(tuple(sampled), tuple(zip(counted, rows, strict=True)), _total_tokens(examples, chosen, sampled))
+def _profile(source: str, survey: Survey) -> DatasetProfile:
+    facts, read = survey.facts, survey.source
+    lengths = facts.lengths
+    kind, evidence = task_kind(survey)
+    context_length = read.model.context_length if read.model else None
+    return DatasetProfile(
+        source=source,
+        files=read.found.used,
+        content_hash=survey.content_hash,
+        format=read.reader.data_format,
+        columns=read.reader.columns,
+        task=_task(facts, read.reader.data_format),
+        task_kind=kind,
+        task_evidence=evidence,
+        example_count=survey.rows,
+        total_characters=facts.characters if survey.every_row else round(facts.characters / facts.rows * survey.rows),
+        token_counts_source=survey.counted_by,
+        sampled_examples=lengths.rows,
+        mean_tokens=survey.total_tokens / survey.rows,
+        max_tokens=survey.max_tokens,
+        token_quantiles=_quantiles(lengths),
+        length_histogram=_histogram(lengths.by_tokens),
+        total_tokens=survey.total_tokens,
+        supervised_ratio=_ratio(lengths.supervised, lengths.tokens),
+        truncation=_truncation(lengths, _longest_limit(context_length, survey.max_tokens)),
+        padding=padding_points(lengths.by_tokens),
+        duplicate_count=survey.copies.count,
+        label_counts=dict(sorted(facts.labels.items(), key=lambda item: (-item[1], item[0]))),
+        scripts=_shares(facts),
+        on_bad_row=read.on_bad_row,
+        skipped_rows=facts.left_out.count,
+        coverage="all" if survey.every_row else "sample",
+        split_by="template" if splits_by_template(survey.compared, read.reader.columns) else "prompt",
+    )
 
 
-def _total_tokens(examples: Sequence[Example], chosen: Sequence[int], sampled: Sequence[CountedRow]) -> int:
-    """Returns the tokens of all rows: the sample's, scaled by characters (a ratio estimate); exact without sampling."""
-    tokens = sum(row.tokens for row in sampled)
-    if len(chosen) == len(examples):
-        return tokens
-    characters = sum(examples[index].characters for index in chosen)
-    if characters == 0:
-        return round(tokens * len(examples) / len(chosen))
-    return round(tokens * sum(example.characters for example in examples) / characters)
-
-
-def _task(examples: Sequence[Example]) -> Literal["chat", "instruction", "continued_pretraining", "classification"]:
-    if examples[0].label is not None:
-        return "classification"
-    if examples[0].text is not None:
+def _task(facts: Facts, data_format: str) -> Literal["chat", "instruction", "continued_pretraining", "classification"]:
+    if data_format == "text":
         return "continued_pretraining"
-    many = any(sum(role == "user" for role, _ in example.messages) > 1 for example in examples)
-    return "chat" if many else "instruction"
+    if data_format in ("classification", "text_pair"):
+        return "classification"
+    return "chat" if facts.dialogues else "instruction"
 
 
-def _quantiles(lengths: Sequence[int]) -> dict[str, int]:
+def _shares(facts: Facts) -> dict[str, float]:
+    ordered = sorted(facts.texts.scripts.items(), key=lambda item: (-item[1], item[0]))
+    return {script: rows / facts.texts.rows for script, rows in ordered}
+
+
+def _quantiles(lengths: Lengths) -> dict[str, int]:
     """Returns the nearest-rank quantiles: the smallest length that at least this share of the rows does not exceed."""
-    ordered = sorted(lengths)
-    return {name: ordered[math.ceil(float(name) * len(ordered)) - 1] for name in _QUANTILES}
+    found = {}
+    for name in _QUANTILES:
+        wanted = math.ceil(float(name) * lengths.rows)
+        seen = 0
+        for tokens in sorted(lengths.by_tokens):
+            seen += lengths.by_tokens[tokens]
+            if seen >= wanted:
+                found[name] = tokens
+                break
+    return found
 
 
-def _histogram(lengths: Sequence[int]) -> dict[str, int]:
+def _histogram(rows_by_tokens: Mapping[int, int]) -> dict[str, int]:
     """Returns rows by length, ascending; each entry is named by the longest length in it."""
     rows: dict[int, int] = {}
     longest = 0
-    for length in sorted(lengths, reverse=True):
+    for length in sorted(rows_by_tokens, reverse=True):
         if length <= longest * (1 - _HISTOGRAM_WIDTH) or not rows:
             longest = length
-        rows[longest] = rows.get(longest, 0) + 1
+        rows[longest] = rows.get(longest, 0) + rows_by_tokens[length]
     return {str(length): rows[length] for length in sorted(rows)}
 
 
-def _max_lengths(context_length: int | None, max_tokens: int) -> list[int]:
-    """Returns the powers of two from 128 up to the context, and the context; without one, up to the longest row."""
-    limit = context_length or 2 ** math.ceil(math.log2(max(max_tokens, SHORTEST_MAX_LENGTH)))
-    powers = [2**exponent for exponent in range(SHORTEST_MAX_LENGTH.bit_length() - 1, limit.bit_length())]
-    return sorted({length for length in powers if length <= limit} | {limit})
+def _longest_limit(context_length: int | None, max_tokens: int) -> int:
+    """Returns the last row of the truncation table: the context, or a power of two that covers the longest row."""
+    return context_length or 1 << max(7, (max_tokens - 1).bit_length())
 
 
-def _truncation(lengths: _Lengths, max_lengths: Sequence[int]) -> tuple[TruncationPoint, ...]:
-    supervised = lengths.supervised_within(max(row.tokens for row in lengths.sampled))
+def _truncation(lengths: Lengths, longest: int) -> tuple[TruncationPoint, ...]:
+    points = zip(lengths.limits, lengths.lost, lengths.emptied, strict=True)
     return tuple(
         TruncationPoint(
-            max_length=length,
-            rows_truncated_share=_ratio(sum(row.tokens > length for row in lengths.sampled), len(lengths.sampled)),
-            supervised_tokens_lost_share=_ratio(supervised - lengths.supervised_within(length), supervised),
+            max_length=limit,
+            rows_truncated_share=_ratio(_longer(lengths, limit), lengths.rows),
+            supervised_tokens_lost_share=_ratio(lost, lengths.supervised),
+            rows_without_labels_share=_ratio(emptied, lengths.rows),
         )
-        for length in max_lengths
+        for limit, lost, emptied in points
+        if limit <= longest
     )
+
+
+def _longer(lengths: Lengths, limit: int) -> int:
+    return sum(rows for tokens, rows in lengths.by_tokens.items() if tokens > limit)
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -11,7 +11,8 @@ from autopeft.report.content import Cell, Section, Table, facts_table, text_rows
 from autopeft.report.formats import NOT_MEASURED, counted, format_share, format_size, joined
 from autopeft.report.hardware import hardware_facts
 from autopeft.report.record import RunRecord
-from autopeft.specs import Candidate, DatasetProfile, Finding, ModelSpec, RejectedCandidate
+from autopeft.specs import Candidate, DatasetProfile, Finding, ModelSpec, RejectedCandidate, TruncationPoint
+from autopeft.specs.data import PaddingPoint
 from autopeft.units import format_count
 
 _DEEPEST = 4
@@ -87,6 +88,7 @@ def reproducibility_section(record: RunRecord) -> Section:
 def data_facts(data: DatasetProfile) -> list[tuple[str, str]]:
     """Returns a data set's profile as names and values."""
     estimated = " (estimated from characters)" if data.token_counts_source == "characters" else ""
+    about = "about " if data.coverage == "sample" else ""
     quantiles = ", ".join(f"{100 * float(key):g} %: {tokens:,}" for key, tokens in data.token_quantiles.items())
     advice = data.base_scores.advice if data.base_scores else None
     facts = [
@@ -95,18 +97,46 @@ def data_facts(data: DatasetProfile) -> list[tuple[str, str]]:
         ("files", joined(data.files)),
         ("format", data.format),
         ("columns", joined(f"{role} = {column}" for role, column in data.columns.items())),
-        ("task", data.task.replace("_", " ")),
-        ("examples", f"{data.example_count:,}"),
+        ("task", _task(data)),
+        ("examples", f"{about}{data.example_count:,}{_read(data)}"),
         ("tokens of all rows", f"{data.total_tokens:,}{estimated}"),
         ("tokens of a row", f"mean {data.mean_tokens:.1f}, longest {data.max_tokens:,}"),
         ("quantiles of tokens", quantiles or NOT_MEASURED),
         ("supervised tokens", format_share(data.supervised_ratio)),
         ("exact duplicates", f"{data.duplicate_count:,}"),
+        *_written(data),
+        *((f"max_length {point.max_length}", _cut(point)) for point in data.truncation),
+        *((f"padding, batch {point.per_device_batch_size}", _padded(point)) for point in data.padding),
     ]
-    for point in data.truncation:
-        rows, lost = format_share(point.rows_truncated_share), format_share(point.supervised_tokens_lost_share)
-        facts.append((f"max_length {point.max_length}", f"cuts {rows} of the rows and {lost} of the supervised tokens"))
     return facts + [(f"label {label}", f"{count:,} rows") for label, count in data.label_counts.items()]
+
+
+def _task(data: DatasetProfile) -> str:
+    evidence = f": {data.task_evidence}" if data.task_evidence else ""
+    return (data.task_kind or data.task).replace("_", " ") + evidence
+
+
+def _read(data: DatasetProfile) -> str:
+    counted = "" if data.sampled_examples >= data.example_count else f"; tokens counted on {data.sampled_examples:,}"
+    return counted + (f"; {data.skipped_rows:,} bad ones left out" if data.skipped_rows else "")
+
+
+def _written(data: DatasetProfile) -> list[tuple[str, str]]:
+    if not data.scripts:
+        return []
+    return [("scripts", joined(f"{script} {format_share(share)}" for script, share in data.scripts.items()))]
+
+
+def _cut(point: TruncationPoint) -> str:
+    rows, lost = format_share(point.rows_truncated_share), format_share(point.supervised_tokens_lost_share)
+    emptied = point.rows_without_labels_share
+    nothing = f"; {format_share(emptied)} of the rows keep none" if emptied else ""
+    return f"cuts {rows} of the rows and {lost} of the supervised tokens{nothing}"
+
+
+def _padded(point: PaddingPoint) -> str:
+    random, grouped = format_share(point.random_padding_share), format_share(point.grouped_padding_share)
+    return f"{random} of the positions at random, {grouped} grouped by length"
 
 
 def model_facts(model: ModelSpec) -> list[tuple[str, str]]:

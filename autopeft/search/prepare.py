@@ -111,6 +111,7 @@ def job_of(session: Session) -> Job:
         data_format=plan.data.format,
         columns=plan.data.columns,
         on_bad_row=plan.data.on_bad_row,
+        split_by=plan.data.split_by,
         max_length=max(entry.candidate.max_length for entry in best),
         device=plan.hardware.device.kind,
         device_selector=plan.hardware.device.selector,

@@ -19,6 +19,13 @@ DataFormat = Literal[
     "text",
 ]
 
+CountsSource = Literal["tokenizer.json", "characters"]
+Severity = Literal["info", "warning", "error"]
+TaskKind = Literal["classification", "chat", "instruction", "reasoning", "code", "continued_pretraining", "preference"]
+SplitBy = Literal["prompt", "template"]
+"""Rows with the same prompt, or with prompts that differ in numbers and names alone, stay on one side of a split."""
+
+Coverage = Literal["sample", "all"]
 OnBadRow = Literal["error", "skip"]
 """What happens where a row cannot be read or does not fit the format: an error, or the row is left out and counted."""
 
@@ -37,7 +44,7 @@ class Finding:
     """
 
     code: str
-    severity: Literal["info", "warning", "error"]
+    severity: Severity
     message: str
     count: int
     examples: tuple[str, ...] = ()
@@ -52,11 +59,27 @@ class TruncationPoint:
         max_length: tokens kept of a row.
         rows_truncated_share: share of rows that lose tokens, 0 to 1.
         supervised_tokens_lost_share: share of supervised tokens lost, 0 to 1.
+        rows_without_labels_share: share of rows that lose all their supervised tokens, 0 to 1; no training uses them.
     """
 
     max_length: int
     rows_truncated_share: float
     supervised_tokens_lost_share: float
+    rows_without_labels_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaddingPoint:
+    """What padding costs at one batch size; packing has none.
+
+    Attributes:
+        random_padding_share: share of the positions of a batch that hold no token, where rows come at random, 0 to 1.
+        grouped_padding_share: the same, where rows of like length come together.
+    """
+
+    per_device_batch_size: int
+    random_padding_share: float
+    grouped_padding_share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +109,12 @@ class DatasetProfile:
         label_counts: label -> rows, for classification.
         on_bad_row: what a run does with rows that cannot be read or do not fit the format: as was done here.
         skipped_rows: rows that were left out for it.
+        coverage: "all" rows were read, or a "sample", from which ``example_count`` is an estimate.
+        split_by: what rows that stay on one side of a split share, where no column was named for it.
+        task_kind: what the data trains, told by its texts as well.
+        task_evidence: what ``task_kind`` was told by, in a sentence.
+        scripts: main script of a row -> share of the looked-at rows, the most frequent first.
+        padding: what padding costs for some batch sizes.
         findings: worst first.
         base_scores: what the untouched model already does on a sample of the data; None unless asked for.
     """
@@ -98,7 +127,7 @@ class DatasetProfile:
     task: Literal["chat", "instruction", "continued_pretraining", "classification"]
     example_count: int
     total_characters: int
-    token_counts_source: Literal["tokenizer.json", "characters"]
+    token_counts_source: CountsSource
     sampled_examples: int
     mean_tokens: float
     max_tokens: int
@@ -111,5 +140,11 @@ class DatasetProfile:
     label_counts: dict[str, int] = field(default_factory=dict)
     on_bad_row: OnBadRow = "error"
     skipped_rows: int = 0
+    coverage: Coverage = "all"
+    split_by: SplitBy = "prompt"
+    task_kind: TaskKind | None = None
+    task_evidence: str = ""
+    scripts: dict[str, float] = field(default_factory=dict)
+    padding: tuple[PaddingPoint, ...] = ()
     findings: tuple[Finding, ...] = ()
     base_scores: BaseScores | None = None

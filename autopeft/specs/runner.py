@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from autopeft.specs.candidate import Candidate
-from autopeft.specs.data import OnBadRow
+from autopeft.specs.data import OnBadRow, SplitBy
 from autopeft.specs.hardware import DeviceKind
 
 SplitName = Literal["train", "choose", "test"]
@@ -34,6 +34,7 @@ class Job:
         seed: of the splits.
         on_bad_row: as in ``DatasetProfile.on_bad_row``, so that plan and run read the same rows.
         device_selector: ``Device.selector`` of the device that the plan uses; None for the first one.
+        split_by: as in ``DatasetProfile.split_by``.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Job:
     seed: int
     on_bad_row: OnBadRow = "error"
     device_selector: str | None = None
+    split_by: SplitBy = "prompt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,7 +76,9 @@ def load_data(job: Job, tokenizer_folder: Path) -> TokenData:
             f"the plan says {job.data_hash[:12]}; make a new plan: autopeft suggest ..."
         )
     examples = read_examples(job.data_files, job.data_format, job.columns, job.on_bad_row)
-    splits = split_rows(examples, choose_rows=job.choose_rows, test_rows=job.test_rows, seed=job.seed)
+    splits = split_rows(
+        examples, choose_rows=job.choose_rows, test_rows=job.test_rows, seed=job.seed, split_by=job.split_by
+    )
     encoded = encode_examples(tokenizer_folder, examples)
     return _token_data(encoded, splits, job.max_length)
 

@@ -3,59 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import models, pre_tokenizers
 
 from autopeft.errors import DataError
-from autopeft.profiling.dataset import profile_dataset, read_examples
+from autopeft.profiling.dataset import Reading, profile_dataset, read_examples
 from autopeft.specs import DatasetProfile, ModelSpec, from_json, to_json
 
+ModelAt = Callable[..., ModelSpec]
 DEMO = Path(__file__).parents[3] / "data" / "kjv_to_web.jsonl"
-
-
-def model_at(folder: Path | None, **changes: Any) -> ModelSpec:
-    """Returns a model of which only the tokenizer, the context and the template matter here."""
-    model = ModelSpec(
-        id="little",
-        format="folder" if folder else "profile",
-        path=str(folder) if folder else None,
-        revision=None,
-        model_type="llama",
-        kind="causal_lm",
-        parameter_count=1,
-        parameter_count_source="config",
-        layers=1,
-        hidden_size=1,
-        intermediate_size=1,
-        vocab_size=1,
-        attention_heads=1,
-        key_value_heads=1,
-        head_dim=1,
-        tie_word_embeddings=True,
-        linear_layers=(),
-        context_length=512,
-    )
-    return replace(model, **changes)
-
-
-@pytest.fixture(scope="module")
-def word_model(tmp_path_factory: pytest.TempPathFactory) -> ModelSpec:
-    """A model whose tokenizer makes one token of every word, so that expected counts are counted words."""
-    folder = tmp_path_factory.mktemp("words")
-    tokenizer = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return model_at(folder)
 
 
 def write(folder: Path, rows: list[dict[str, Any]]) -> str:
@@ -122,10 +88,10 @@ def test_longer_limits_never_lose_more(
 def test_a_sample_is_seeded_counts_the_longest_row_and_extrapolates(tmp_path: Path, word_model: ModelSpec) -> None:
     lengths = [(row % 50, 20) for row in range(1000)] + [(400, 20)]
     file = write(tmp_path, pairs(*lengths))
-    profile = profile_dataset(file, model=word_model, sample_rows=200)
+    profile = profile_dataset(file, model=word_model, reading=Reading(sample_rows=200))
     assert (profile.example_count, profile.sampled_examples, profile.max_tokens) == (1001, 200, 420)
-    assert profile == profile_dataset(file, model=word_model, sample_rows=200)
-    other = profile_dataset(file, model=word_model, sample_rows=200, seed=1)
+    assert profile == profile_dataset(file, model=word_model, reading=Reading(sample_rows=200))
+    other = profile_dataset(file, model=word_model, seed=1, reading=Reading(sample_rows=200))
     assert other.total_tokens != profile.total_tokens
     # Words and characters go together here up to the length of the row's number, so the ratio is close.
     assert profile.total_tokens == pytest.approx(sum(map(sum, lengths)), rel=0.02)
@@ -140,7 +106,7 @@ def test_without_a_model_lengths_are_estimated_and_said_to_be(tmp_path: Path) ->
     assert "estimated from the texts at 3.5 UTF-8 bytes a token" in finding.message
 
 
-def test_a_gguf_file_is_counted_by_characters(tmp_path: Path) -> None:
+def test_a_gguf_file_is_counted_by_characters(tmp_path: Path, model_at: ModelAt) -> None:
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"GGUF")
     model = model_at(None, format="gguf", path=str(gguf), has_chat_template=True)
@@ -161,9 +127,12 @@ def test_the_task_follows_from_the_rows(tmp_path: Path, row: dict[str, Any], tas
     assert profile_dataset(write(tmp_path, [row]), model=None).task == task
 
 
-def test_clean_data_has_no_findings(tmp_path: Path, word_model: ModelSpec) -> None:
-    file = write(tmp_path, pairs(*[(5, 5)] * 200))
-    assert codes(profile_dataset(file, model=replace(word_model, has_chat_template=True))) == {}
+def test_clean_data_has_no_findings(tmp_path: Path, byte_model: ModelSpec) -> None:
+    words = ["".join(word) for word in itertools.product("bcdfg", repeat=4)]
+    rows = [{"prompt": f"tell me of {word}", "completion": f"it is a {word}"} for word in words[:200]]
+    model = replace(byte_model, has_chat_template=True)
+    for coverage in ("sample", "all"):
+        assert codes(profile_dataset(write(tmp_path, rows), model=model, reading=Reading(coverage=coverage))) == {}
 
 
 def test_exact_copies_are_counted_and_shown(tmp_path: Path) -> None:
@@ -348,10 +317,10 @@ def test_empty_data_is_an_error(tmp_path: Path) -> None:
 
 def test_a_sample_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="sample_rows must be at least 1, but is 0"):
-        profile_dataset(write(tmp_path, pairs((1, 1))), model=None, sample_rows=0)
+        profile_dataset(write(tmp_path, pairs((1, 1))), model=None, reading=Reading(sample_rows=0))
 
 
-def test_the_demo_data_is_what_its_licence_note_says() -> None:
+def test_the_demo_data_is_what_its_licence_note_says(model_at: ModelAt) -> None:
     profile = profile_dataset(str(DEMO), model=None)
     assert (profile.example_count, profile.format, profile.duplicate_count) == (1496, "prompt_completion", 0)
     assert profile.content_hash == hashlib.sha256(DEMO.read_bytes()).hexdigest()
