@@ -10,6 +10,7 @@ from autopeft.methods import get_method, method_names
 from autopeft.profiling.hardware import load_hardware
 from autopeft.profiling.model import load_model, spec_from_config
 from autopeft.recommend import CandidateFactory, recommend
+from autopeft.recommend.explain import CLOSE_POINTS
 from autopeft.spaces import all_spaces
 from autopeft.specs import PlanInputs, TruncationPoint
 
@@ -58,19 +59,31 @@ def test_a_handful_of_rows_belongs_into_the_prompt(advise):
     assert "all 12 rows (3600 tokens) fit into the model's context" in note
 
 
+def best_of(plan, method):
+    return next(entry for entry in plan.candidates if entry.candidate.method == method)
+
+
 @pytest.mark.parametrize("device", ["rtx-4090", "rtx-3060-12gb", "t4", "a100-80gb"])
-def test_a_narrow_domain_on_limited_compute_takes_lora_or_lora_on_a_quantized_base(advise, device):
+def test_in_a_narrow_domain_on_limited_compute_nothing_beats_lora_or_qlora_by_more_than_noise(advise, device):
     plan = advise(LLAMA, device, 5000)
-    assert plan.candidates[0].candidate.method in ("lora", "loftq")
+    assert best_of(plan, "lora").score > plan.candidates[0].score - CLOSE_POINTS
     assert ("lora", "nf4") in [(entry.candidate.method, entry.candidate.quantization) for entry in plan.candidates]
+    assert plan.candidates[0].candidate.method != "full"
 
 
-def test_dora_comes_first_only_where_it_earns_its_cost(advise):
-    balanced, quality = (advise(LLAMA, "a100-80gb", 5000, objective=name) for name in ("balanced", "quality"))
+@pytest.mark.parametrize("objective", ["quality", "balanced", "cost", "speed"])
+def test_dora_comes_before_lora_only_where_it_earns_its_cost(advise, objective):
+    plan = advise(LLAMA, "a100-80gb", 5000, objective=objective)
+    dora, lora = best_of(plan, "dora"), best_of(plan, "lora")
+    gain = dora.quality_points - lora.quality_points
+    cost = lora.score_terms["time"] - dora.score_terms["time"]
+    assert (dora.score > lora.score) == (gain > cost + lora.score_terms["memory"] - dora.score_terms["memory"])
+
+
+def test_dora_comes_first_for_quality_alone_and_last_of_the_two_for_speed(advise):
+    quality, speed = (advise(LLAMA, "a100-80gb", 5000, objective=name) for name in ("quality", "speed"))
     assert firsts(quality)[0] == "dora"
-    assert firsts(balanced)[0] != "dora"
-    seconds = {entry.candidate.method: entry.predicted_seconds for entry in reversed(balanced.candidates)}
-    assert seconds["dora"] > 1.05 * seconds["lora"]
+    assert best_of(speed, "lora").score > best_of(speed, "dora").score
 
 
 def test_loftq_is_considered_for_four_bits_and_little_data(advise):
@@ -131,7 +144,7 @@ LONG_ROWS = {
 
 def test_on_an_8_gb_laptop_what_fits_is_a_model_of_one_to_three_billion_on_nf4(advise):
     laptop = {"hardware": "rtx-4060", "rows": 5000, "data": LONG_ROWS}
-    shown = 7 * GIB  # the screen takes its share
+    shown = 13 * GIB // 2  # screen and desktop take their share
     for model in ("llama-3.2-1b", SMALL_LLAMA):
         fitting = advise(model, **laptop, budget_memory_bytes=shown).candidates
         assert ("lora", "nf4") in [(entry.candidate.method, entry.candidate.quantization) for entry in fitting]
