@@ -13,6 +13,9 @@ from autopeft.specs import Basis, ModelSpec
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Where the configurations of mixtures of experts state how many there are."""
 
+INTERPOLATING_SOURCES = 3
+"""Fewer sources cover too few models and tasks to speak of a range between them."""
+
 BASES: tuple[Basis, ...] = ("measured", "computed", "asked", "interpolated", "extrapolated", "judgement")
 """From the firmest to the loosest."""
 
@@ -117,8 +120,10 @@ class Effect:
     models: tuple[str, ...]
 
     def basis(self, model: ModelSpec) -> Basis:
-        """Returns "measured" for a model that was compared, else "interpolated"."""
-        return "interpolated" if hub_name(model, self.models) is None else "measured"
+        """Returns "measured" for a model that was compared; for others it takes three sources to interpolate."""
+        if hub_name(model, self.models) is not None:
+            return "measured"
+        return "interpolated" if self.sources >= INTERPOLATING_SOURCES else "extrapolated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

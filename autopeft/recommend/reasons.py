@@ -70,8 +70,7 @@ def _target_claim(candidate: Candidate, model: ModelSpec) -> Claim:
     )
     found = priors().quality.effects["attention"]
     text = f"adapters on {targeted}{effect} (attention alone: {_found(found)})"
-    basis: Basis = "measured" if found.basis(model) == "measured" else "extrapolated"
-    return Claim(about="target_modules", text=text, basis=basis, source=QUALITY)
+    return Claim(about="target_modules", text=text, basis=found.basis(model), source=QUALITY)
 
 
 def _quantization_claim(candidate: Candidate, model: ModelSpec, device: Device) -> Claim:

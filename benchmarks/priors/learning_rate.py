@@ -10,7 +10,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from sklearn.linear_model import Ridge
 
-from priors.evidence import Model, Point, Sweep, Trend
+from priors.evidence import Point, Sweep, Trend
 
 REFERENCE = {"rank": 32, "lora_alpha": 32, "batch_size": 128, "steps": 780, "hidden_size": 4096}
 """Where the rule's first figure holds: what most sweeps have."""
@@ -211,11 +211,6 @@ def flatness(sweeps: Sequence[Sweep], doublings: float) -> float:
             at = np.clip(grid[lowest] + doublings * math.log(2), rates[0], rates[-1])
             costs.append(float(curve(at) / curve(grid[lowest]) - 1))
     return float(np.median(costs))
-
-
-def swept_models(optima: Sequence[Optimum]) -> dict[str, Model]:
-    """Returns the models that have optima, by name."""
-    return {entry.sweep.model.name: entry.sweep.model for entry in optima}
 
 
 def _columns(points: Sequence[Point]) -> tuple[np.ndarray, np.ndarray]:

@@ -28,6 +28,7 @@ def claims_of(large_model, make_data, make_hardware):
         ("dora", "meta-llama/Meta-Llama-3-8B", "measured"),  # NVlabs/DoRA compared both on it
         ("dora", "someone/else-8B", "interpolated"),
         ("loftq", "meta-llama/Meta-Llama-3-8B", "measured"),  # LoftQ's README: GSM8K
+        ("adalora", "someone/else-8B", "extrapolated"),  # two sources: DeBERTa, BART and Qwen-7B
         ("lora", "meta-llama/Meta-Llama-3-8B", "judgement"),  # what the others are compared with
     ],
 )
