@@ -18,7 +18,7 @@ NEAR_LOSS = 0.3
 training on its data SmolLM2-135M-Instruct still has 0.85 on rephrased verses."""
 
 FAR_LOSS = 3.0
-"""Nats of a supervised token (perplexity 20) from which on data is unlike what the model writes. A judgement: the four
+"""Nats of a supervised token (perplexity 20) from which on data is unlike what the model writes. A judgement: the two
 data sets of docs/baseline.md lie below it."""
 
 GUESSED_SHARE = 0.9
