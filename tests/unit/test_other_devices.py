@@ -15,7 +15,7 @@ from autopeft.errors import HardwareError, NothingFitsError
 from autopeft.profiling import hardware
 from autopeft.profiling.dataset import hash_files
 from autopeft.specs import HardwareProfile, Job, Recommendation
-from autopeft.training.client import worker_environment
+from autopeft.training.process import worker_environment
 from autopeft.units import GIB
 
 OTHER_KINDS = {"rocm": "mi300x", "xpu": "arc-b580", "mps": "m4-max"}

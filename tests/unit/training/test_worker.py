@@ -14,7 +14,8 @@ import pytest
 from autopeft.errors import RunFolderError, WorkerError
 from autopeft.profiling.dataset import hash_files
 from autopeft.specs import Candidate, Job, RungReport, ScoreRequest, TrainRequest, to_json
-from autopeft.training.client import WorkerRunner, worker_environment
+from autopeft.training.client import WorkerRunner
+from autopeft.training.process import worker_environment
 
 LORA = Candidate(
     method="lora",
@@ -224,7 +225,7 @@ def test_a_worker_ends_when_its_parent_is_gone(job: Job, tmp_path: Path) -> None
     script = (
         "import sys, time\nfrom pathlib import Path\n"
         "from autopeft.specs import Job, from_json\n"
-        "from autopeft.training.client import WorkerProcess\n"
+        "from autopeft.training.process import WorkerProcess\n"
         "worker = WorkerProcess(Path(sys.argv[1]), from_json(sys.argv[2], Job, 'job'))\n"
         "print(worker._process.pid, flush=True)\n"
         "time.sleep(60)\n"
