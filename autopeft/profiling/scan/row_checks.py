@@ -31,7 +31,7 @@ def _empty_completion(example: Example) -> str | None:
 
 
 def _no_assistant_turn(example: Example) -> str | None:
-    if not example.messages or example.supervised_turns:
+    if not example.messages or example.messages[-1][0] == "assistant" or example.supervised_turns:
         return None
     return f"{place_of(example)}: {_roles(example)}"
 
@@ -40,6 +40,8 @@ def _roles_out_of_order(example: Example) -> str | None:
     """Finds what chat templates refuse or render oddly: turns that do not alternate, or begin with an answer."""
     turns = [role for role, _ in example.messages if role in ("user", "assistant")]
     if len(turns) < 2:
+        return None
+    if turns == ["user", "assistant"] and example.messages[-2][0] == "user":
         return None
     repeated = any(one == other for one, other in itertools.pairwise(turns)) and not _uses_tools(example)
     late_system = any(role in ("system", "developer") for role, _ in example.messages[1:])
@@ -51,7 +53,7 @@ def _uses_tools(example: Example) -> bool:
 
 
 def _ends_with_a_question(example: Example) -> str | None:
-    if example.messages and example.supervised_turns and example.messages[-1][0] == "user":
+    if example.messages and example.messages[-1][0] == "user" and example.supervised_turns:
         return f"{place_of(example)}: {shortened(example.messages[-1][1])}"
     return None
 

@@ -68,12 +68,13 @@ class Scanner:
         facts = Facts(Lengths(self._limits))
         examples = self._examples(block, facts)
         facts.rows = len(examples)
-        facts.characters = sum([example.characters for example in examples])
+        sizes = [example.characters for example in examples]
+        facts.characters = sum(sizes)
         facts.hashes = array("Q", [hash64(example.content) for example in examples])
         facts.numbers = _numbers(block, examples)
         for example in examples:
             self._check(example, facts)
-        self._sample(block, examples, facts)
+        self._sample(block, examples, sizes, facts)
         if self._counter is not None:
             looked_at = self._lowest(block, examples, self._task.looked_at_below)
             count_into(facts, examples, self._counter, self._task.model, looked_at)
@@ -101,13 +102,13 @@ class Scanner:
         if watched is not None and hash64(example.learnt_text.strip()) == watched:
             facts.note(CONSTANT, place_of(example))
 
-    def _sample(self, block: Block, examples: Sequence[Example], facts: Facts) -> None:
+    def _sample(self, block: Block, examples: Sequence[Example], sizes: Sequence[int], facts: Facts) -> None:
         task = self._task
         if task.keep_rows:
             ranked = sorted((self._rank(block, example), order) for order, example in enumerate(examples))
             facts.kept = [(-rank, examples[order]) for rank, order in ranked[: task.keep_rows]]
-            sizes = sorted(((example.characters, -order) for order, example in enumerate(examples)), reverse=True)
-            facts.longest = [(size, order, examples[-order]) for size, order in sizes[:LONGEST_KEPT]]
+            by_size = sorted(((size, -order) for order, size in enumerate(sizes)), reverse=True)[:LONGEST_KEPT]
+            facts.longest = [(size, order, examples[-order]) for size, order in by_size]
         for order in self._lowest(block, examples, task.looked_at_below):
             facts.texts.add(examples[order])
         for order in self._lowest(block, examples, task.compared_below):

@@ -41,7 +41,7 @@ def template_of(text: str) -> str | None:
     literal = 0
     for word in text[:COMPARED_CHARACTERS].split():
         masked = _masked(word)
-        if masked == _NAME and words and words[-1] == _NAME:
+        if masked in (_NAME, _NUMERAL) and words[-1:] == [masked]:
             continue
         literal += masked not in (_NAME, _NUMERAL)
         words.append(masked)
