@@ -6,7 +6,7 @@ from autopeft.specs import DatasetProfile, HardwareProfile, ModelSpec
 from autopeft.units import format_count, format_gib
 
 GENERAL_TASKS = ("chat", "instruction")
-"""Tasks that larger models do by a prompt; others (labels, a domain's text) are what training is for."""
+"""What larger models do by a prompt; other tasks (labels, code, reasoning, a domain) are what training is for."""
 
 LARGE_MODEL_PARAMETERS = 70e9
 """From here on open models follow general instructions well without training: a judgement."""
@@ -23,7 +23,7 @@ PROMPT_SHARE = 0.5
 
 def prompting_notes(hardware: HardwareProfile, model: ModelSpec, data: DatasetProfile) -> list[str]:
     """Returns why a prompt should be tried before training, one sentence each; empty where training is the way."""
-    if data.task not in GENERAL_TASKS:
+    if (data.task_kind or data.task) not in GENERAL_TASKS:
         return []
     notes = [_larger_model(hardware, model), _examples_in_context(model, data)]
     return [f"prompting first: {note}" for note in notes if note]

@@ -33,7 +33,8 @@ class Prices:
         A user who gives a price of energy alone has a device of their own, whose hours cost nothing else.
 
         Raises:
-            InvalidInputError: if a price is negative, or a limit on cost is given and nothing says what time costs.
+            InvalidInputError: if a price or a limit is negative, or a limit on cost is given and nothing says what time
+                costs.
         """
         rent = hardware.device.price_usd_per_hour if inputs.price_per_kwh is None else None
         prices = cls(
@@ -41,9 +42,15 @@ class Prices:
             per_kwh=inputs.price_per_kwh,
             power_watts=hardware.device.power_watts,
         )
-        for name, price in (("price_per_hour", prices.per_hour), ("price_per_kwh", prices.per_kwh)):
-            if price is not None and price < 0:
-                raise InvalidInputError(f"{name} cannot be negative: {price:g}")
+        given = {
+            "price_per_hour": inputs.price_per_hour,
+            "price_per_kwh": inputs.price_per_kwh,
+            "max_cost": inputs.max_cost,
+            "max_time": inputs.max_seconds,
+        }
+        for name, value in given.items():
+            if value is not None and value < 0:
+                raise InvalidInputError(f"{name} cannot be negative: {value:g}")
         if inputs.max_cost is not None and prices.per_hour is None and not prices._energy_is_priced:
             raise InvalidInputError(
                 f"a limit on cost ({inputs.max_cost:g}) needs a price, and {hardware.device.name} has none; "

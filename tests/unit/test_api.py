@@ -210,6 +210,11 @@ def test_estimate_refuses_what_it_cannot_mean(options: dict[str, Any], message: 
         autopeft.estimate(model="llama-3-8b", hardware="a100-80gb", **options)
 
 
+def test_an_unknown_objective_names_the_known_ones(suggest: Suggest) -> None:
+    with pytest.raises(UnknownNameError, match=r"unknown objective 'sped'; known: .*Did you mean 'speed'"):
+        suggest(objective="sped")
+
+
 def test_one_target_module_may_be_given_as_a_text() -> None:
     one, several = (
         autopeft.estimate(model="llama-3-8b", hardware="a100-80gb", target_modules=targets)
@@ -268,6 +273,8 @@ def test_a_run_works_from_a_bare_script_without_a_terminal(config_folder: Path, 
 def test_the_plan_or_its_inputs_but_not_both(plan: Recommendation, config_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="the plan already says model, effective_batch_size; leave them out"):
         autopeft.run(plan, model=config_folder, effective_batch_size=4, dry_run=True, output=tmp_path / "run")
+    with pytest.raises(InvalidInputError, match="the plan already says objective, serve; leave them out"):
+        autopeft.run(plan, objective="speed", serve="vllm", dry_run=True, output=tmp_path / "run")
     with pytest.raises(InvalidInputError, match=r"give a plan\.json, or a model and data"):
         autopeft.run(model=config_folder, dry_run=True, output=tmp_path / "run")
 

@@ -52,6 +52,7 @@ def test_with_one_consumer_gpu_or_a_task_of_its_own_nobody_is_sent_to_prompting(
     assert prompting(advise(LLAMA, "rtx-4090", 20_000)) == []
     text = {"task": "continued_pretraining", "format": "text"}
     assert prompting(advise(LLAMA, "b200", 20_000, text)) == []
+    assert prompting(advise(LLAMA, "b200", 20_000, {"task": "instruction", "task_kind": "code"})) == []
 
 
 def test_a_handful_of_rows_belongs_into_the_prompt(advise):

@@ -73,10 +73,11 @@ def test_a_limit_on_cost_without_a_price_is_refused(small_model, make_data, make
         recommend(make_hardware(), small_model, make_data(), replace(INPUTS, max_cost=5.0), seed=0)
 
 
-@pytest.mark.parametrize("name", ["price_per_hour", "price_per_kwh"])
-def test_a_negative_price_is_refused(name, small_model, make_data, make_hardware):
-    with pytest.raises(InvalidInputError, match=f"{name} cannot be negative"):
-        recommend(make_hardware(), small_model, make_data(), replace(INPUTS, **{name: -1.0}), seed=0)
+@pytest.mark.parametrize("field", ["price_per_hour", "price_per_kwh", "max_cost", "max_seconds"])
+def test_a_negative_price_or_limit_is_refused(field, small_model, make_data, make_hardware):
+    name = field.replace("max_seconds", "max_time")
+    with pytest.raises(InvalidInputError, match=f"{name} cannot be negative: -1"):
+        recommend(make_hardware(), small_model, make_data(), replace(INPUTS, **{field: -1.0}), seed=0)
 
 
 def test_an_unknown_speed_and_an_unknown_price_are_noted(small_model, make_data, make_hardware):
