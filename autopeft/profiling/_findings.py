@@ -95,7 +95,8 @@ def _held_out_kept(survey: Survey) -> Finding | None:
 
 
 def _inside(folder: str, files: Sequence[str]) -> tuple[str, ...]:
-    return tuple(Path(file).relative_to(folder).as_posix() for file in files[:SHOWN_ROWS])
+    shown = map(Path, files[:SHOWN_ROWS])
+    return tuple(file.relative_to(folder).as_posix() if folder else file.name for file in shown)
 
 
 def _bad_rows(survey: Survey) -> Finding | None:

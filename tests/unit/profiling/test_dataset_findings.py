@@ -154,6 +154,14 @@ def test_a_held_out_file_can_be_named(tmp_path: Path) -> None:
     assert "exact-leakage" not in codes(read_all(file))
 
 
+def test_a_held_out_file_can_be_named_for_a_folder_of_files_named_like_held_out_ones(tmp_path: Path) -> None:
+    write(tmp_path / "folder", [{"text": "both"}], "test.jsonl")
+    held_out = write(tmp_path, [{"text": "both"}], "b.jsonl")
+    profile = read_all(str(tmp_path / "folder"), held_out=held_out)
+    assert finding(profile, "exact-leakage").count == 1
+    assert finding(profile, "held-out-files-kept").examples == ("test.jsonl",)
+
+
 @pytest.mark.parametrize(
     ("roles", "expected"),
     [
