@@ -28,6 +28,7 @@ HOOKS = {"prepare", "extra_loss", "after_optimizer_step", "details"}
 """Of PeftMethod: they run while training, where the stack is there."""
 
 IMPORTS_THE_STACK_AT_ONCE = {
+    "engine.factored_dora",
     "memory.tracing.attention",
     "memory.tracing.building",
     "memory.tracing.costs",
@@ -41,7 +42,7 @@ IMPORTS_THE_STACK_AT_ONCE = {
     "memory.tracing.values",
     "training.trainer",
 }
-"""Modules that only the worker, or a trace, imports."""
+"""Modules that only the worker, or a trace, imports, or a function that adapts a model."""
 
 
 class Import(NamedTuple):
