@@ -104,7 +104,8 @@ def _trace_there(environment: str, rows: Sequence[AccuracyRow]) -> dict[str, dic
 
 def request_of(row: AccuracyRow) -> TraceRequest:
     """Returns what is traced for a published row."""
-    config = dict(load_models()[row.model].config)
+    model = load_models()[row.model]
+    config = dict(model.built_config)
     in_suite = row.source == SUITE
     return TraceRequest(
         candidate=_candidate_of(row),
@@ -121,6 +122,7 @@ def request_of(row: AccuracyRow) -> TraceRequest:
             float32_norms=row.trl_casts,
             padded=in_suite,
         ),
+        model_code=model.code_path,
     )
 
 

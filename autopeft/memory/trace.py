@@ -92,13 +92,14 @@ def answers_to(
     there = find_environment(environment) if environment is not None else None
     versions = there.versions if there else installed_versions()
     keys = [trace_cache.cache_key(request, versions) for request in requests]
-    kept = {key: trace_cache.read(key) for key in keys}
-    missing = [request for request, key in zip(requests, keys, strict=True) if kept[key] is None]
-    fresh = trace_in(there, missing) if there else map(_traced_here, missing)
+    found: dict[str, TraceAnswer | ModelError | None] = {key: trace_cache.read(key) for key in keys}
+    missing = {key: request for request, key in zip(requests, keys, strict=True) if found[key] is None}
+    fresh = trace_in(there, list(missing.values())) if there else map(_traced_here, missing.values())
     for key in keys:
-        answer = kept[key] or next(fresh)
-        if not isinstance(answer, ModelError) and kept[key] is None:
+        answer = found[key] or next(fresh)
+        if found[key] is None and not isinstance(answer, ModelError):
             trace_cache.write(key, answer)
+        found[key] = answer
         yield answer
 
 

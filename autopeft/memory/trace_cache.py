@@ -25,7 +25,9 @@ _SOURCES = ("engine", "methods", "memory/tracing", "memory/allocator.py", "memor
 
 def cache_key(request: TraceRequest, versions: Mapping[str, str]) -> str:
     """Returns the hash of everything that an answer depends on: request, library versions, our own code, plugins."""
-    content = {"request": request.to_dict(), "versions": dict(versions), "code": _code_hash()}
+    content = {"request": request.to_dict(), "versions": dict(versions), "code": tracing_code_hash()}
+    if request.model_code:
+        content["model_code"] = hashlib.sha256(Path(request.model_code).read_bytes()).hexdigest()
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -58,7 +60,8 @@ def _path(key: str) -> Path:
 
 
 @functools.cache
-def _code_hash() -> str:
+def tracing_code_hash() -> str:
+    """Returns the hash of our own code that an answer depends on, plugins' methods included."""
     files: list[Path] = []
     for name in _SOURCES:
         path = _PACKAGE / name

@@ -25,6 +25,12 @@ class StepStyle:
         host_buffers: whether buffers that peft makes on the host stay there (BOFT's permutation), as in a loop that
             loads the base onto the device and never moves the whole model; transformers' Trainer moves it.
         padded: whether rows are of unequal length, so that there is a padding mask.
+        float32_logits: whether the model returns float32 logits, as transformers' models did before 4.45; who holds the
+            outputs then holds 4 bytes an entry.
+        quantized_inputs_kept: whether frozen 4-bit layers keep their inputs until the graph goes, as bitsandbytes did
+            before 0.43.2 (its CHANGELOG.md: "activations being unnecessary for frozen parameters").
+        adam_denominators: whether foreach Adam and AdamW make a second temporary of a state's size, as torch 2.0 did,
+            whose ``_multi_tensor_adamw`` added epsilon out of place.
     """
 
     mixed_precision: bool | None = None
@@ -36,3 +42,6 @@ class StepStyle:
     cache_emptied: bool = False
     host_buffers: bool = False
     padded: bool = False
+    float32_logits: bool = False
+    quantized_inputs_kept: bool = False
+    adam_denominators: bool = False

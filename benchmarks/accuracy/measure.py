@@ -1,7 +1,9 @@
 """Traces every published row with its record's libraries; writes results.json and docs/memory-accuracy.md.
 
-python -m accuracy.measure            traces (cached), writes both files
-python -m accuracy.measure --rows ID  traces some rows and prints them, writes nothing
+python -m accuracy.measure                     traces (cached), writes both files
+python -m accuracy.measure --rows ID           traces some rows and prints them, writes nothing
+python -m accuracy.measure --rows ID --write   puts them in the place of the rows that were there
+python -m accuracy.measure --stale             names the rows that other tracing code than the present was asked about
 """
 
 from __future__ import annotations
@@ -12,20 +14,21 @@ import json
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from accuracy.environments import environment_python
-from accuracy.records import AccuracyRow, MeasuredKind, Measurement, load_models, load_rows
+from accuracy.lengths import batch_orders
+from accuracy.litgpt_rows import litgpt_candidate, litgpt_config
+from accuracy.page import RESULTS, load_entries, write_page
+from accuracy.records import ARCHITECTURES, AccuracyRow, MeasuredKind, Measurement, load_models, load_rows
 from autopeft.errors import AutoPeftError
 from autopeft.memory.overhead import context_bytes, workspace_bytes
 from autopeft.memory.step_time import seconds_from_costs
 from autopeft.memory.trace import answers_to
+from autopeft.memory.trace_cache import tracing_code_hash
 from autopeft.memory.tracing.request import TraceAnswer, TraceRequest
 from autopeft.profiling.hardware import load_hardware
 from autopeft.specs import Device, StepStyle
-
-RESULTS = Path(__file__).parent / "results.json"
 
 DECLARED_LONGEST = {"peft_metamath": 704}
 """Tokens of a source's longest batch where only a cap is published. peft_metamath: its data cannot be had here. Rows of
@@ -44,22 +47,51 @@ def request_of(row: AccuracyRow, device: Device | None) -> TraceRequest:
     model = load_models()[row.model]
     candidate = row.candidate
     options = dict(candidate.options)
-    if row.peft_config is not None:
-        options["peft_config"] = json.dumps(row.peft_config)
-    method = candidate.method if row.peft_config is None else _hooks_of(row.peft_config)
-    optimizer = "lorafa" if row.optimizer_class == "lora-fa" else candidate.optimizer
+    adapter = adapter_of(row)
+    if adapter is not None:
+        options["peft_config"] = json.dumps(adapter)
+    method = candidate.method if adapter is None else _hooks_of(adapter)
     # Rows of the records are full, however they were packed.
-    candidate = dataclasses.replace(candidate, method=method, options=options, optimizer=optimizer, packing=False)
+    candidate = dataclasses.replace(candidate, method=method, options=options, packing=False)
+    config, code = model.built_config, model.code_path
+    if row.architecture == "litgpt":
+        config, code = litgpt_config(model.config, candidate), str(ARCHITECTURES / "litgpt.py")
+        candidate = litgpt_candidate(candidate)
     return TraceRequest(
         candidate=candidate,
-        model_type=model.config["model_type"],
-        config=model.config,
+        model_type=config["model_type"],
+        config=config,
         encoder=row.task == "sequence_classification",
         kind="cuda",
         sequence_length=DECLARED_LONGEST.get(row.source, row.sequence_length),
         style=style_of(row),
         workspace_bytes=workspace_bytes(device),
+        model_code=code,
+        batch_orders=orders_of(row),
     )
+
+
+def adapter_of(row: AccuracyRow) -> dict[str, Any] | None:
+    """Returns the adapter as peft's configuration, where a candidate does not say all of it; else None."""
+    if row.peft_config is not None or not row.full_modules or row.task != "causal_lm":
+        return row.peft_config
+    candidate = row.candidate
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": candidate.r,
+        "lora_alpha": candidate.lora_alpha,
+        "lora_dropout": candidate.lora_dropout,
+        "target_modules": list(candidate.target_modules),
+        "modules_to_save": list(row.full_modules),
+    }
+
+
+def orders_of(row: AccuracyRow) -> tuple[tuple[int, ...], ...]:
+    """Returns the orders of batch lengths that a row's reserved memory is replayed over; none if all are alike."""
+    if row.row_lengths is None:
+        return ()
+    return batch_orders(row.row_lengths, row.sequence_length, row.candidate.per_device_batch_size)
 
 
 def _hooks_of(peft_config: dict[str, Any]) -> str:
@@ -73,7 +105,7 @@ def style_of(row: AccuracyRow) -> StepStyle:
     return StepStyle(
         mixed_precision=None if row.mixed_precision == "unknown" else row.mixed_precision != "none",
         outputs_held=row.keeps_outputs,
-        reentrant_checkpointing=row.environment in OLD_CHECKPOINTING and not own,
+        reentrant_checkpointing=row.reentrant if own else row.environment in OLD_CHECKPOINTING,
         float32_norms=row.trl_casts,
         # Loops that do not say use_cache=False get a cache, unless the model drops it while checkpointing.
         key_value_cache=True,
@@ -81,11 +113,17 @@ def style_of(row: AccuracyRow) -> StepStyle:
         cache_emptied=row.source == "peft_metamath",
         host_buffers=row.source == "peft_metamath",
         padded=row.length_kind != "exact" and row.suite == "method_comparison",
+        float32_logits="float32_logits" in row.old_habits,
+        quantized_inputs_kept="quantized_inputs_kept" in row.old_habits,
+        adam_denominators="adam_denominators" in row.old_habits,
     )
 
 
 def predicted(answer: TraceAnswer, kind: MeasuredKind, device: Device | None) -> int:
-    """Returns the predicted bytes that correspond to a kind of measurement."""
+    """Returns the predicted bytes that correspond to a kind of measurement.
+
+    Who names no counter of torch's is taken to have read the device's memory, the context in it.
+    """
     peak = max(sum(part.values()) for part in answer.parts.values())
     reserved = max(peak, answer.peak_reserved_bytes or 0)
     if kind == "max_allocated":
@@ -93,7 +131,7 @@ def predicted(answer: TraceAnswer, kind: MeasuredKind, device: Device | None) ->
     if kind == "allocated_after_step":
         after = answer.parts["optimizer"]
         return sum(after.get(name, 0) for name in STATIC)
-    return reserved + context_bytes(device) if kind == "nvidia_smi" else reserved
+    return reserved if kind == "max_reserved" else reserved + context_bytes(device)
 
 
 def device_of(row: AccuracyRow) -> Device | None:
@@ -114,7 +152,7 @@ def measured_rows(rows: Iterable[AccuracyRow]) -> Iterator[dict[str, Any]]:
 
 def _entries(row: AccuracyRow, answer: TraceAnswer | AutoPeftError) -> Iterator[dict[str, Any]]:
     common = {"row": row.id, "source": row.source, "suite": row.suite, "length_kind": row.length_kind,
-              "model_code": row.model_code}  # fmt: skip
+              "model_code": row.model_code, "traced_by": tracing_code_hash()}  # fmt: skip
     if isinstance(answer, AutoPeftError):
         error = str(answer).partition(": ")[2] or str(answer)
         yield from (
@@ -155,19 +193,35 @@ def _compared(row: AccuracyRow) -> list[Measurement]:
 def main() -> None:
     """Traces the rows and writes the results and the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", nargs="*", help="only rows whose id begins so; prints, writes nothing")
-    wanted = parser.parse_args().rows
-    if wanted is not None:
-        chosen = [row for row in load_rows() if row.id.startswith(tuple(wanted))]
-        for entry in measured_rows(chosen):
-            print(_line(entry))
+    parser.add_argument("--rows", nargs="*", help="only rows whose id begins so; prints them")
+    parser.add_argument("--write", action="store_true", help="with --rows: replace these rows in both files")
+    parser.add_argument("--stale", action="store_true", help="name the rows traced by other code than the present")
+    wanted = parser.parse_args()
+    if wanted.stale:
+        print("\n".join(stale_rows(load_entries())))
         return
-    entries = list(measured_rows(load_rows()))
+    chosen = [row for row in load_rows() if wanted.rows is None or row.id.startswith(tuple(wanted.rows))]
+    entries = list(_told(measured_rows(chosen)))
+    if wanted.rows is None or wanted.write:
+        kept = [] if wanted.rows is None else load_entries()
+        _write(entries + [entry for entry in kept if entry["row"] not in {row.id for row in chosen}])
+
+
+def _told(entries: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for entry in entries:
+        print(_line(entry), flush=True)
+        yield entry
+
+
+def _write(entries: list[dict[str, Any]]) -> None:
     entries.sort(key=lambda entry: (entry["source"], entry["row"], entry.get("measurement", "")))
     RESULTS.write_text(json.dumps({"rows": entries}, indent=1) + "\n", encoding="utf-8")
-    from accuracy.page import write_page
-
     write_page()
+
+
+def stale_rows(entries: Iterable[dict[str, Any]]) -> list[str]:
+    """Returns the rows whose figures come from other tracing code than the present, or from before it was noted."""
+    return sorted({entry["row"] for entry in entries if entry.get("traced_by") != tracing_code_hash()})
 
 
 def _line(entry: dict[str, Any]) -> str:

@@ -29,12 +29,15 @@ MixedPrecision = Literal["none", "bfloat16", "float16", "unknown"]
 Suite = Literal["fixed_tokens", "method_comparison", "other"]
 ModelCode = Literal["record", "stand_in"]
 Outcome = Literal["measured", "out_of_memory"]
+OldHabit = Literal["float32_logits", "quantized_inputs_kept", "adam_denominators"]
 TimeScope = Literal["fixed_lengths", "varying_lengths"]
 
 FOLDER = Path(__file__).parent
 ROWS = FOLDER / "rows"
 EXCLUDED = FOLDER / "excluded.yaml"
 MODELS = FOLDER / "models.yaml"
+ARCHITECTURES = FOLDER / "architectures"
+WIDTHS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +69,21 @@ class Versions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LengthStatistics:
+    """What a source says of the tokens of its rows before those longer than a run's limit are left out.
+
+    Attributes:
+        mean: of the rows.
+        deviation: standard deviation.
+        least: tokens of the shortest row.
+    """
+
+    mean: float
+    deviation: float
+    least: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyRow:
     """One run of which memory was published, with everything that its memory depends on.
 
@@ -78,6 +96,8 @@ class AccuracyRow:
         model: key in models.yaml.
         model_code: ``record`` if transformers' own model class trained; ``stand_in`` if other code with the same
             shapes did, of which transformers' class is the nearest that can be traced.
+        architecture: whose model code is built from ``model``'s widths: "litgpt" for LitGPT's, "" for what models.yaml
+            says.
         task: what head the model has.
         candidate: the configuration; ``method`` may be one that our registry lacks, then ``peft_config`` says which.
             Its ``trainer`` names the path of the loss, ``loop`` the code that trained.
@@ -86,12 +106,16 @@ class AccuracyRow:
         full_modules: modules trained in full beside the adapter (peft's ``modules_to_save``).
         sequence_length: tokens of each row of the largest batch, padding included.
         length_kind: ``exact``: all batches are so long; ``longest``: the largest batch is; ``cap``: no batch is longer.
+        row_lengths: how the rows' lengths are distributed, where reserved memory was read and batches differ; None
+            elsewhere.
         mixed_precision: what autocast computes in.
         loop: whose training step: transformers' Trainer, trl's SFTTrainer, or the source's own.
         keeps_outputs: whether the loop holds a step's logits until the next forward has returned.
+        reentrant: whether a loop of the source's own checkpoints in torch's reentrant way.
         trl_casts: whether trl's cast after ``prepare_model_for_kbit_training`` ran: embeddings and head back in
             bfloat16, norms in float32.
-        optimizer_class: the optimizer's name where ``candidate.optimizer`` cannot say it ("lora-fa", ...); else None.
+        old_habits: ways of the record's library versions that the environment's no longer have, by StepStyle's names.
+        optimizer_class: the optimizer's name where ``candidate.optimizer`` does not say it ("lora-fa", ...); else None.
         devices: how many took part; memory is that of one.
         gpu: the device's name as published.
         hardware: name in profiles/hardware; None if the catalogue lacks the device.
@@ -122,11 +146,15 @@ class AccuracyRow:
     versions: Versions
     measurements: tuple[Measurement, ...]
     model_code: ModelCode = "record"
+    architecture: Literal["", "litgpt"] = ""
     task: Literal["causal_lm", "sequence_classification"] = "causal_lm"
     peft_config: dict[str, Any] | None = None
     full_modules: tuple[str, ...] = ()
+    row_lengths: LengthStatistics | None = None
     keeps_outputs: bool = False
+    reentrant: bool = False
     trl_casts: bool = False
+    old_habits: tuple[OldHabit, ...] = ()
     optimizer_class: str | None = None
     hardware: str | None = None
     devices: int = 1
@@ -201,12 +229,26 @@ class ModelRecord:
         config: a config.json that transformers' AutoConfig accepts.
         parameters: published count; None if none was found.
         note: what differs from the model that was measured.
+        code: file of ``architectures`` that builds it; "" where transformers does.
     """
 
     source: str
     config: dict[str, Any]
     parameters: int | None = None
     note: str = ""
+    code: str = ""
+
+    @property
+    def built_config(self) -> dict[str, Any]:
+        """The configuration of what is traced: ``config``, or its widths for the structure in ``code``."""
+        if not self.code:
+            return self.config
+        return {"model_type": self.code.removesuffix(".py"), **{name: self.config[name] for name in WIDTHS}}
+
+    @property
+    def code_path(self) -> str:
+        """Where ``code`` lies; "" where transformers builds the model."""
+        return str(ARCHITECTURES / self.code) if self.code else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

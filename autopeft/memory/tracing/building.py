@@ -10,6 +10,7 @@ import functools
 import itertools
 import json
 import re
+import runpy
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -38,6 +39,21 @@ SHARING_TYPES = frozenset({"LILY"})
 
 LAYER_FIELDS = ("layers_to_transform", "layer_replication")
 PATTERN_FIELDS = ("rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "modules_to_save")
+
+
+@functools.cache
+def load_model_code(path: str) -> None:
+    """Runs a Python file that registers an architecture with transformers' Auto classes, once; "" is none.
+
+    Raises:
+        ModelError: if there is no such file, or it fails.
+    """
+    if not path:
+        return
+    try:
+        runpy.run_path(path, run_name="autopeft_model_code")
+    except Exception as error:
+        raise ModelError(f"the model code {path} does not run: {type(error).__name__}: {error}") from error
 
 
 def configuration(request: TraceRequest) -> Any:
@@ -93,6 +109,8 @@ def _built_model(request: TraceRequest, config: Any, *, wholly_on_host: bool) ->
     model.wholly_on_host = wholly_on_host
     if request.style.float32_norms:
         _cast_norms(model, torch_dtype(candidate.dtype))
+    if request.style.float32_logits and not request.encoder:
+        model.get_output_embeddings().register_forward_hook(_upcast_output)
     model.config.use_cache = request.style.key_value_cache
     if candidate.activation_checkpointing:
         enable_checkpointing(model, reentrant=request.style.reentrant_checkpointing)
@@ -141,6 +159,11 @@ def _cast_norms(model: Any, dtype: torch.dtype) -> None:
             module.to(torch.float32)
         elif isinstance(module, torch.nn.Embedding) or name.endswith("lm_head"):
             module.to(dtype)
+
+
+def _upcast_output(module: Any, args: Any, output: Any) -> Any:
+    del module, args
+    return output.float()
 
 
 def _base_model(request: TraceRequest, config: Any) -> Any:

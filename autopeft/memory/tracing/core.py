@@ -10,11 +10,11 @@ from typing import Any
 
 from autopeft.engine.loss import fused_head_available
 from autopeft.memory._expansion import ExpansionError
-from autopeft.memory.tracing.building import configuration, depends_on_depth
+from autopeft.memory.tracing.building import configuration, depends_on_depth, load_model_code
 from autopeft.memory.tracing.costs import KernelKey
 from autopeft.memory.tracing.depth import extrapolate, layer_kinds, period_of, shallow_depths, shortened
 from autopeft.memory.tracing.request import KernelCost, TraceAnswer, TraceRequest
-from autopeft.memory.tracing.reserved import Reserved, reserved_bytes
+from autopeft.memory.tracing.reserved import Reserved, reserved_bytes, varied_bytes
 from autopeft.memory.tracing.shapes import ShapeMemory
 from autopeft.memory.tracing.step import ShallowTrace, trace_step
 from autopeft.memory.tracing.versions import installed_versions
@@ -35,10 +35,15 @@ def trace(request: TraceRequest) -> TraceAnswer:
     """
     forwards = request.candidate.gradient_accumulation_steps
     few = min(forwards, TRACED_FORWARDS)
-    candidate = dataclasses.replace(request.candidate, gradient_accumulation_steps=few)
+    load_model_code(request.model_code)
     with _collector_off():
-        answer = _traced(dataclasses.replace(request, candidate=candidate))
+        answer = _traced(_with_forwards(request, few), forwards)
     return dataclasses.replace(answer, costs=_repeated(answer.costs, forwards / few))
+
+
+def _with_forwards(request: TraceRequest, forwards: int) -> TraceRequest:
+    candidate = dataclasses.replace(request.candidate, gradient_accumulation_steps=forwards)
+    return dataclasses.replace(request, candidate=candidate)
 
 
 def _repeated(costs: tuple[KernelCost, ...], times: float) -> tuple[KernelCost, ...]:
@@ -73,7 +78,7 @@ def _collector_off() -> Iterator[None]:
             gc.enable()
 
 
-def _traced(request: TraceRequest) -> TraceAnswer:
+def _traced(request: TraceRequest, forwards: int) -> TraceAnswer:
     config = configuration(request)
     layers: int = config.num_hidden_layers
     request = dataclasses.replace(request, layers=layers)
@@ -85,8 +90,20 @@ def _traced(request: TraceRequest) -> TraceAnswer:
     except ExpansionError:
         depths, traces = (layers,), [trace_step(request, config, shapes)]
         reserved = reserved_bytes(request, traces, depths, layers)
+    if reserved is not None and request.batch_orders:
+        added = _varied_bytes(_with_forwards(request, forwards), config, traces[0], depths[0])
+        reserved = dataclasses.replace(reserved, peak_bytes=reserved.peak_bytes + added)
     whole = traces[0] if len(traces) == 1 else _at_full_depth(traces, depths, layers)
     return _answer(request, whole, reserved, depths)
+
+
+def _varied_bytes(request: TraceRequest, config: Any, longest: ShallowTrace, depth: int) -> int:
+    """Returns what batches of many lengths add to what the allocator holds for the longest one."""
+    forwards = request.candidate.gradient_accumulation_steps
+    few = _with_forwards(request, min(forwards, TRACED_FORWARDS))
+    shortest = dataclasses.replace(few, sequence_length=min(map(min, request.batch_orders)))
+    brief = trace_step(shortest, shortened(config, depth), ShapeMemory())
+    return varied_bytes(request, brief, longest)
 
 
 def _depths(request: TraceRequest, config: Any) -> tuple[int, ...]:

@@ -107,6 +107,26 @@ def dequantizing_stand_in(candidate: Candidate) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def inputs_kept(wanted: bool) -> Iterator[None]:
+    """Lets frozen 4-bit layers keep their inputs, as plain attributes of the graph, which older versions did."""
+    if not wanted:
+        yield
+        return
+    from bitsandbytes.autograd._functions import MatMul4Bit
+
+    forward = MatMul4Bit.forward
+
+    def keeping(ctx: Any, inputs: Any, weight: Any, *args: Any, **kwargs: Any) -> Any:
+        output = forward(ctx, inputs, weight, *args, **kwargs)
+        if any(ctx.needs_input_grad[:2]):
+            ctx.kept_inputs = inputs
+        return output
+
+    with mock.patch.object(MatMul4Bit, "forward", staticmethod(keeping)):
+        yield
+
+
 def _dequantized(original: Any) -> Any:
     import bitsandbytes
 

@@ -26,6 +26,11 @@ class TraceRequest:
         workspace_bytes: what cuBLAS takes from torch's allocator on the device.
         layers: of the whole model; None until the configuration is read.
         full_depth: trace every layer instead of extrapolating from shallow models.
+        batch_orders: for a training whose batches differ, orders in which their lengths may come, up to
+            ``sequence_length``; reserved memory is then the median over the orders. Empty where all batches have
+            ``sequence_length``.
+        model_code: path of a Python file that tells transformers' Auto classes of an architecture of its own; "" for
+            transformers' own architectures.
     """
 
     candidate: Candidate
@@ -38,6 +43,8 @@ class TraceRequest:
     workspace_bytes: int = 0
     layers: int | None = None
     full_depth: bool = False
+    batch_orders: tuple[tuple[int, ...], ...] = ()
+    model_code: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the request as JSON data."""
@@ -48,7 +55,11 @@ class TraceRequest:
         """Returns the request that ``to_dict`` wrote."""
         candidate = dict(content["candidate"])
         candidate["target_modules"] = tuple(candidate["target_modules"])
-        nested = {"candidate": Candidate(**candidate), "style": StepStyle(**content["style"])}
+        nested = {
+            "candidate": Candidate(**candidate),
+            "style": StepStyle(**content["style"]),
+            "batch_orders": tuple(map(tuple, content["batch_orders"])),
+        }
         return cls(**(content | nested))
 
 

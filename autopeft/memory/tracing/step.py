@@ -26,11 +26,11 @@ from autopeft.memory.tracing.building import (
     plain_tensors,
 )
 from autopeft.memory.tracing.costs import KernelKey
-from autopeft.memory.tracing.fake_quantization import dequantizing_stand_in, scale_tensors
+from autopeft.memory.tracing.fake_quantization import dequantizing_stand_in, inputs_kept, scale_tensors
 from autopeft.memory.tracing.recorder import Allocation, AllocationRecorder, Moment, PartPeak
 from autopeft.memory.tracing.request import TraceRequest
 from autopeft.memory.tracing.shapes import ShapeMemory
-from autopeft.memory.tracing.target_device import kernels_of
+from autopeft.memory.tracing.target_device import denominators_apart, kernels_of
 from autopeft.methods import MethodContext, PeftMethod, get_method
 
 LOAD = Moment("load")
@@ -138,11 +138,13 @@ def _trace(request: TraceRequest, config: Any, shapes: ShapeMemory, *, warm_forw
     with ExitStack() as stack:
         stack.enter_context(blank_quantization_map())
         stack.enter_context(dequantizing_stand_in(request.candidate))
+        stack.enter_context(inputs_kept(request.style.quantized_inputs_kept))
         model, notes = built_model(request, config)
         stack.enter_context(documents_in_rows(request))
         materialize(model, request, mode)
         stack.enter_context(mode)
         stack.enter_context(kernels_of(request.kind, recorder.ledger))
+        stack.enter_context(denominators_apart(request.style.adam_denominators))
         _count_weights(recorder, model, request)
         parts = _step_parts(model, request)  # LoRA-FA's optimizer freezes parameters
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

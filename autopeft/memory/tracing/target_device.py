@@ -123,6 +123,21 @@ def _cuda_functions(ledger: KernelLedger) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def denominators_apart(wanted: bool) -> Iterator[None]:
+    """Lets a foreach update divide by tensors of their own instead of by the square roots that it has made."""
+    if not wanted:
+        yield
+        return
+    divide = torch._foreach_addcdiv_
+
+    def dividing(params: Any, averages: Any, roots: Any, *args: Any) -> None:
+        divide(params, averages, torch._foreach_add(roots, 0.0), *args)
+
+    with mock.patch.object(torch, "_foreach_addcdiv_", dividing):
+        yield
+
+
 def _dropout(values: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     del inplace
     return torch.native_dropout(values, p, True)[0] if training and p > 0 else values

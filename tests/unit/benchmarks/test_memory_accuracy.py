@@ -8,9 +8,6 @@ from accuracy.measure import DECLARED_LONGEST
 from accuracy.page import PAGE, compared, differences, error, load_entries, render
 from accuracy.records import load_rows
 
-UNEXPLAINED = "peft_metamath-121"
-"""LoRA-FA: its record shows plain LoRA's memory to 0.05 GiB although its frozen factors should save 2 GiB."""
-
 
 def errors(suite: str, kind: str, source: str | None = None) -> dict[str, float]:
     rows = compared(load_entries(), suite)
@@ -36,32 +33,33 @@ def test_allocated_memory_of_fixed_token_counts_meets_the_goals() -> None:
 
 def test_reserved_device_and_static_memory_of_fixed_token_counts_stay_as_published() -> None:
     """What the page explains under "What is missed": none of it may grow."""
-    assert max(map(abs, errors("fixed_tokens", "max_reserved").values())) <= 0.12
+    assert max(map(abs, errors("fixed_tokens", "max_reserved").values())) <= 0.04
     assert max(map(abs, errors("fixed_tokens", "nvidia_smi").values())) <= 0.16
     assert max(map(abs, errors("fixed_tokens", "allocated_after_step").values())) <= 0.041
 
 
 def test_the_method_comparison_is_met_but_for_the_rows_that_the_page_names() -> None:
-    off = {name: abs(value) for name, value in differences(load_entries()).items() if name != UNEXPLAINED}
-    assert len(off) == 34
+    off = {name: abs(value) for name, value in differences(load_entries()).items()}
+    assert len(off) == 35
     assert statistics.median(off.values()) <= 0.15
     assert sorted(off.values())[-3] <= 0.5  # full fine-tuning and TinyLoRA lie above the goal
     assert max(off.values()) <= 1.0
     found = errors("method_comparison", "max_reserved")
-    assert {name for name, value in found.items() if value < -0.02} == {UNEXPLAINED}
+    assert not {name for name, value in found.items() if value < -0.02}
     assert {name for name, value in found.items() if value > 0.02} <= {"peft_metamath-225"}
     assert DECLARED_LONGEST == {"peft_metamath": 704}
 
 
 def test_no_other_source_gets_worse() -> None:
-    """Medians of the present table, rounded up; the sources' own code and lengths are not what was traced."""
+    """Medians of the present table, rounded up, and the goal for all of these rows together."""
+    assert statistics.median(abs(error(e)) for e in compared(load_entries(), "other")) <= 0.08
     limits = {
-        "c3a_paper": 0.08,
-        "litgpt_confighub": 0.15,
-        "litgpt_resource": 0.17,
-        "qwen_readme": 0.29,
-        "raschka_insights": 0.23,
-        "swift_bench": 0.28,
+        "c3a_paper": 0.05,
+        "litgpt_confighub": 0.05,
+        "litgpt_resource": 0.02,
+        "qwen_readme": 0.09,
+        "raschka_insights": 0.03,
+        "swift_bench": 0.11,
         "torchtune": 0.08,
     }
     for source, limit in limits.items():

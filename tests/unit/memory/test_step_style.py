@@ -86,3 +86,23 @@ def test_flash_attention_traces_without_its_package_and_keeps_what_sdpas_flash_k
         for name in ("sdpa", "flash_attention_2")
     )
     assert flash.peak_memory_bytes == pytest.approx(sdpa.peak_memory_bytes, rel=0.001)
+
+
+def test_float32_logits_that_are_held_cost_four_bytes_an_entry(traced):
+    held = traced(StepStyle(outputs_held=True, float32_logits=True)).phases["backward"] - traced().phases["backward"]
+    assert held == pytest.approx(4 * ROWS * LENGTH * VOCABULARY, rel=0.02)
+
+
+def test_inputs_that_frozen_4_bit_layers_keep_are_held_through_the_backward(traced):
+    """Nothing else keeps the input of the last matrix of a block's MLP where only attention has adapters."""
+    plain, keeping = (
+        traced(style, quantization="nf4", target_modules=("q_proj", "v_proj"))
+        for style in (StepStyle(), StepStyle(quantized_inputs_kept=True))
+    )
+    more = keeping.phase_components["backward"]["activations"] - plain.phase_components["backward"]["activations"]
+    assert more >= (LAYERS - 1) * ROWS * LENGTH * 384 * 2
+
+
+def test_denominators_apart_cost_a_second_temporary_of_the_states(traced):
+    plain, apart = (traced(style).phases["optimizer"] for style in (StepStyle(), StepStyle(adam_denominators=True)))
+    assert apart - plain == pytest.approx(2 * traced().trainable_parameters, rel=0.02)

@@ -143,3 +143,48 @@ def test_attention_that_the_model_lacks_is_an_error_that_names_it(make_candidate
 def test_a_model_without_a_config_is_an_error(llama, make_candidate):
     with pytest.raises(ModelError, match=r"no config\.json"):
         trace_memory(make_candidate(), replace(llama, config={}), None, sequence_length=16)
+
+
+def test_a_file_may_register_an_architecture_of_its_own(llama, make_candidate, tmp_path):
+    from autopeft.memory.trace import answer_to
+    from autopeft.memory.tracing.request import TraceRequest
+
+    code = tmp_path / "own.py"
+    code.write_text(
+        "from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM\n"
+        "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+        "AutoConfig.register('own', OwnConfig)\nAutoModelForCausalLM.register(OwnConfig, OwnModel)\n"
+    )
+    plain = TraceRequest(
+        candidate=make_candidate(),
+        model_type="llama",
+        config=llama.config,
+        encoder=False,
+        kind="cuda",
+        sequence_length=64,
+    )
+    own = replace(plain, model_type="own", config={**llama.config, "model_type": "own"}, model_code=str(code))
+    assert answer_to(own).parts == answer_to(plain).parts
+    code.write_text("1 / 0")
+    with pytest.raises(ModelError, match="does not run: ZeroDivisionError"):
+        answer_to(replace(own, sequence_length=32, model_code=str(code.rename(tmp_path / "broken.py"))))
+
+
+def test_batches_of_many_lengths_reserve_more_and_peak_the_same(llama, make_candidate):
+    from autopeft.memory.trace import answer_to
+    from autopeft.memory.tracing.request import TraceRequest
+
+    config = {**llama.config, "vocab_size": 64000}
+    alike = TraceRequest(
+        candidate=make_candidate(trainer="transformers"),
+        model_type="llama",
+        config=config,
+        encoder=False,
+        kind="cuda",
+        sequence_length=512,
+    )
+    varied = answer_to(replace(alike, batch_orders=(tuple(range(64, 513, 64)),)))
+    alone = answer_to(alike)
+    assert varied.parts == alone.parts
+    assert varied.peak_reserved_bytes > 1.2 * alone.peak_reserved_bytes
