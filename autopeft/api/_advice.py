@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from autopeft.api._baseline import ROWS, SHOTS, StepWatcher, with_base_scores
+from autopeft.api._baseline import SHOTS, StepWatcher, with_base_scores
 from autopeft.errors import InvalidInputError, UnknownNameError
 from autopeft.specs import Objective, PlanInputs, Recommendation, to_dict
 from autopeft.specs.data import OnBadRow
@@ -42,7 +42,7 @@ def suggest(
     environment: str | Path | None = None,
     calibration: bool = True,
     baseline: bool = False,
-    baseline_rows: int = ROWS,
+    baseline_rows: int | None = None,
     baseline_shots: int = SHOTS,
     on_step: StepWatcher | None = None,
 ) -> Recommendation:

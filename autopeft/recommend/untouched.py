@@ -102,11 +102,11 @@ def _untrained_head(scores: BaseScores) -> BaseAdvice:
 
 def _is_good(round_: ShotScores, scores: BaseScores) -> bool:
     if scores.task in ("texts", "loss"):
-        return round_.loss.high <= NEAR_LOSS
+        return round_.loss.high is not None and round_.loss.high <= NEAR_LOSS
     score = round_.deciding
     assert score is not None, "these tasks have a deciding metric"
-    above_trivial = scores.trivial is None or score.low > scores.trivial.value
-    return _looks_good(round_, scores) and score.low >= CERTAIN_SCORE and above_trivial
+    trivial = scores.trivial.value if scores.trivial else 0.0
+    return _looks_good(round_, scores) and score.low is not None and score.low >= max(CERTAIN_SCORE, trivial)
 
 
 def _looks_good(round_: ShotScores, scores: BaseScores) -> bool:
@@ -150,6 +150,8 @@ def _value(score: Score) -> str:
 
 
 def _interval(score: Score) -> str:
+    if score.low is None or score.high is None:
+        return f"{score.value:.2f} ({score.interval})"
     return f"{score.value:.2f} (95 %: {score.low:.2f} to {score.high:.2f})"
 
 
@@ -158,7 +160,7 @@ def _reasons(scores: BaseScores) -> tuple[str, ...]:
     reasons = [_rule(scores)]
     if scores.trivial is not None:
         reasons.append(_trivial_reason(scores, scores.trivial))
-    if scores.prompt_gain is not None and scores.prompt_gain.low > 0:
+    if scores.prompt_gain is not None and (scores.prompt_gain.low or 0.0) > 0:
         better = f"{_examples(few)} in the prompt help: what is trained must beat {_value(_figure(few, scores))}"
         reasons.append(f"{better}, not {_value(_figure(scores.shots[0], scores))}")
     return tuple(reasons)

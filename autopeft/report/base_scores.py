@@ -56,4 +56,6 @@ def _conditions(scores: BaseScores) -> Iterator[str]:
 
 
 def _interval(score: Score) -> str:
+    if score.low is None or score.high is None:
+        return f"{score.value:.2f}, {score.interval}"
     return f"{score.value:.2f} [{score.low:.2f}, {score.high:.2f}]"

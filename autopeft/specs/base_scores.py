@@ -20,15 +20,18 @@ class Score:
 
     Attributes:
         name: a metric of ``training.metrics``; "loss" is mean negative log-likelihood of a supervised token, in nats.
-        interval: "wilson" for shares of rows, "bootstrap" (percentile, over rows) for everything else.
+        low: lower end; None where there is no interval.
+        high: upper end; None where there is no interval.
+        interval: "wilson" for shares of rows, "bootstrap" (expanded percentile, over rows) for everything else; or why
+            there is none.
         per_example: the value of each scored row; empty for figures of all rows together (macro F1).
     """
 
     name: str
     value: float
-    low: float
-    high: float
-    interval: Literal["wilson", "bootstrap"]
+    low: float | None
+    high: float | None
+    interval: Literal["wilson", "bootstrap", "too few rows for an interval", "no interval: the rows score alike"]
     per_example: tuple[float, ...] = ()
 
 
@@ -117,12 +120,14 @@ class BaseRequest:
 
     Attributes:
         candidate: its quantization, dtype and attention load the base.
+        rows: the first so many of "choose" are scored; None means as many as ``training.pacing`` finds time for.
         shots: examples in the prompt at most; 0 scores zero-shot alone.
         labels: all labels of the data set where they are known; empty means those that the rows hold.
         tokens_per_forward: padded tokens of one forward at most, so that memory stays bounded.
     """
 
     candidate: Candidate
+    rows: int | None
     shots: int
     seed: int
     labels: tuple[str, ...] = ()

@@ -20,6 +20,7 @@ from autopeft.training.data import TokenRow, token_row
 from autopeft.training.generation import generate_greedily, stop_tokens
 from autopeft.training.intervals import macro_f1_of_rows, mean_of_rows, mean_of_tokens, share_of_rows
 from autopeft.training.metrics import TEXT_METRICS
+from autopeft.training.pacing import FIRST_ROWS, MOST_GENERATED_ROWS, affordable_rows, pace_note
 from autopeft.training.prefix import PrefixCollator, read_prefix, supervised_prefix
 from autopeft.training.prompts import (
     answer_of,
@@ -70,7 +71,7 @@ class _Rows:
         pool: rows that are not scored, of which the examples are drawn.
         pool_numbers: theirs in the data set.
         labels: the label set; empty for other tasks.
-        generated: the first so many scored rows are answered by generation.
+        generated: the first so many scored rows are answered by generation; set by ``_first``.
         plain: whether the model has no chat template.
         new_tokens: that an answer may have; 0 where none is generated.
         notes: for the result.
@@ -134,9 +135,14 @@ def score_base(session: Session, request: BaseRequest, on_progress: OnProgress) 
 
 
 def _base_scores(asked: _Asked) -> BaseScores:
-    rows, request = asked.rows, asked.request
+    request = asked.request
     chosen, notes = _shots(asked)
-    rounds = [_round(asked, ()), *([_round(asked, chosen)] if chosen else [])]
+    if request.rows is None:
+        rows, rounds = _in_time(asked, chosen)
+        notes = (*notes, pace_note(len(rows.scored), rows.generated, len(asked.rows.scored)))
+    else:
+        rows = _first(asked.rows, request.rows)
+        rounds = _rounds(replace(asked, rows=rows), chosen)
     return BaseScores(
         model=asked.session.job.model,
         task=rows.task,
@@ -153,6 +159,35 @@ def _base_scores(asked: _Asked) -> BaseScores:
         seconds={stage: round(seconds, 1) for stage, seconds in asked.seconds.items()},
         notes=(*rows.notes, *notes),
     )
+
+
+def _rounds(asked: _Asked, chosen: Sequence[int]) -> list[ShotScores]:
+    return [_round(asked, ()), *([_round(asked, chosen)] if chosen else [])]
+
+
+def _in_time(asked: _Asked, chosen: Sequence[int]) -> tuple[_Rows, list[ShotScores]]:
+    """Returns the scores of as many rows as the time allows, and these rows.
+
+    Each attempt scores its rows from the first on, so that a count that is asked for gives the same figures.
+    """
+    most, spent = len(asked.rows.scored), 0.0
+    count: int | None = min(FIRST_ROWS, most)
+    while count is not None:
+        rows = _first(asked.rows, count, MOST_GENERATED_ROWS)
+        begin = time.monotonic()
+        rounds = _rounds(replace(asked, rows=rows), chosen)
+        last = time.monotonic() - begin
+        spent += last
+        count = affordable_rows(count, last, spent, most)
+    return rows, rounds
+
+
+def _first(rows: _Rows, count: int, most_generated: int | None = None) -> _Rows:
+    """Returns the first so many scored rows."""
+    scored = rows.scored[:count]
+    generated = math.ceil(GENERATED_SHARE.get(rows.task, 0.0) * len(scored))
+    generated = generated if most_generated is None else min(generated, most_generated)
+    return replace(rows, numbers=rows.numbers[:count], scored=scored, generated=generated)
 
 
 def _rows_of(session: Session, request: BaseRequest) -> _Rows:
@@ -179,7 +214,7 @@ def _rows_of(session: Session, request: BaseRequest) -> _Rows:
         pool=tuple(asked[number] for number in pool),
         pool_numbers=tuple(pool),
         labels=labels,
-        generated=math.ceil(GENERATED_SHARE.get(task, 0.0) * len(fitting)),
+        generated=0,
         plain=plain,
         new_tokens=new_tokens,
         notes=tuple(_notes(task, len(scored) - len(fitting), new_tokens, labels, job.max_length)),

@@ -59,6 +59,15 @@ def test_a_good_score_on_few_rows_is_not_believed() -> None:
     assert (advice.verdict, advice.sentence.startswith("Too few rows")) == ("unclear", True)
 
 
+def test_a_likeness_or_a_loss_of_two_rows_is_told_without_an_interval() -> None:
+    loss = Score(
+        name="loss", value=0.1, low=None, high=None, interval="too few rows for an interval", per_example=(1, 1)
+    )
+    advice = untouched_advice(scores(None, task="loss", loss=loss))
+    assert advice.verdict == "unclear"
+    assert "loss of 0.10 (too few rows for an interval) on 2 rows" in advice.sentence
+
+
 def test_accuracy_that_always_guessing_reaches_too_is_not_good() -> None:
     majority = replace(scores(share(0.92, 0.86, 0.96)), trivial=share(0.91, 0.85, 0.95))
     assert untouched_advice(majority).verdict != "keep-base"

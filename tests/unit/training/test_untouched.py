@@ -22,7 +22,7 @@ PLAIN = [{"text": f"Line {n} of a text without a question."} for n in range(40)]
 
 @pytest.fixture
 def score(tiny_model: Path, tmp_path: Path) -> Callable[..., BaseScores]:
-    def run(rows: Rows, shots: int = 2, max_length: int = 256, seed: int = 0) -> BaseScores:
+    def run(rows: Rows, shots: int = 2, max_length: int = 256, seed: int = 0, count: int | None = 12) -> BaseScores:
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         names = tuple(rows[0])
@@ -43,7 +43,7 @@ def score(tiny_model: Path, tmp_path: Path) -> Callable[..., BaseScores]:
             seed=0,
         )
         told: list[tuple[str, int, int]] = []
-        request = BaseRequest(candidate=CANDIDATE, shots=shots, seed=seed)
+        request = BaseRequest(candidate=CANDIDATE, rows=count, shots=shots, seed=seed)
         found = score_base(Session(job), request, lambda *step: told.append(step))
         assert told[-1][1] == told[-1][2]
         return found
@@ -70,6 +70,8 @@ def test_each_task_has_its_metrics(
     for each in found.shots:
         assert [metric.name for metric in each.metrics] == metrics
         # A random model of 260 tokens is about as good as guessing.
+        assert each.loss.low is not None
+        assert each.loss.high is not None
         assert each.loss.low < each.loss.value < each.loss.high
         assert each.loss.value == pytest.approx(5.56, abs=0.3)
         assert len(each.loss.per_example) == len(each.supervised_tokens) == len(found.rows) == 12
@@ -95,6 +97,20 @@ def test_examples_that_do_not_fit_are_left_out_and_that_is_said(score: Callable[
 def test_rows_longer_than_the_context_cannot_be_scored(score: Callable[..., BaseScores]) -> None:
     with pytest.raises(DataError, match="only 0 of 12 sampled rows"):
         score(STYLE, max_length=40)
+
+
+def test_where_no_number_is_asked_for_time_decides_and_that_number_gives_the_same_figures(
+    score: Callable[..., BaseScores], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autopeft.training.pacing.TARGET_SECONDS", 0.0)
+    hurried = score(NUMBERS, count=None)
+    assert len(hurried.rows) == 4
+    assert any(note.startswith("4 of 12 sampled rows were scored, 2 of them by generation") for note in hurried.notes)
+    assert hurried.shots == score(NUMBERS, count=4).shots
+    monkeypatch.setattr("autopeft.training.pacing.TARGET_SECONDS", 1000.0)
+    patient = score(NUMBERS, count=None)
+    assert patient.rows[:4] == hurried.rows
+    assert patient.shots == score(NUMBERS, count=12).shots
 
 
 def test_the_most_frequent_label_is_the_trivial_answer(score: Callable[..., BaseScores]) -> None:
