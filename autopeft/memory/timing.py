@@ -325,6 +325,11 @@ def _trained_tensors(candidate: Candidate, model: ModelSpec) -> int:
     return sum(layer.count for layer in model.linear_layers) + 2 * model.layers
 
 
+def knows_step_of(candidate: Candidate) -> bool:
+    """Returns whether the arithmetic here holds what the method does beside LoRA: full fine-tuning and DoRA's norm."""
+    return not _has_adapter(candidate) or _normed(candidate)
+
+
 def _has_adapter(candidate: Candidate) -> bool:
     return get_method(candidate.method).has_adapter
 

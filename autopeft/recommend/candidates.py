@@ -232,8 +232,8 @@ class CandidateFactory:
     def _priced(self, candidate: Candidate) -> MemoryEstimate:
         device = self.hardware.device
         estimate = self.pricer(candidate, self.model, device, sequence_length=self.advice.sequence_length)
-        ratio = self.drafts.time_ratio(candidate)
-        if ratio == 1.0 or estimate.seconds_per_step is None:
+        ratio = self.drafts.unpriced_time_ratio(candidate)
+        if ratio == 1.0 or estimate.seconds_per_step is None or estimate.source == "traced":
             return estimate
         text = f"a step of {candidate.method} takes {ratio:g} times as long as plain LoRA's (its search space)"
         seconds = estimate.seconds_per_step * ratio

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from autopeft.errors import InvalidInputError
+from autopeft.memory.timing import knows_step_of
 from autopeft.methods import get_method
 from autopeft.profiling.model import resolve_target_modules
 from autopeft.recommend import narrowing
@@ -60,12 +61,16 @@ class Drafts:
         return self._targets[alias]
 
     def time_ratio(self, candidate: Candidate) -> float:
-        """Returns a step's time against plain LoRA's at the same rank and targets, where the formulas lack it.
+        """Returns a step's time against plain LoRA's at the same rank and targets, as the search space states it.
 
-        They know what full fine-tuning costs, and price every adapter as LoRA's.
+        For where FLOPs alone are compared; those of full fine-tuning say by themselves what it costs.
         """
         has_adapter = get_method(candidate.method).has_adapter
         return self.space(candidate.method).step_time_ratio if has_adapter else 1.0
+
+    def unpriced_time_ratio(self, candidate: Candidate) -> float:
+        """Returns the same where the closed form does not know the method's own work, else 1."""
+        return 1.0 if knows_step_of(candidate) else self.time_ratio(candidate)
 
     def quantizations(self, method: str) -> tuple[Quantization, ...]:
         """Returns the storages of the base that a method's space knows."""

@@ -119,11 +119,12 @@ def _times(
 ) -> tuple[Floats | float, Floats]:
     """Returns seconds of a step (NaN if unknown) and the time as a multiple of plain LoRA's, of candidates alike."""
     reference_seconds, reference_flops = factory.judge.reference()
-    load, ratio = arrays.load(places), factory.drafts.time_ratio(candidate)
+    load = arrays.load(places)
     rates = device_rates(factory.hardware.device)
     if reference_seconds is None or rates.missing([candidate.dtype]):
+        ratio = factory.drafts.time_ratio(candidate)
         return math.nan, ratio * flops_of_load(candidate, factory.model, load) / reference_flops
-    seconds = ratio * seconds_of_load(candidate, factory.model, rates, load)
+    seconds = factory.drafts.unpriced_time_ratio(candidate) * seconds_of_load(candidate, factory.model, rates, load)
     return seconds, seconds / reference_seconds
 
 

@@ -151,12 +151,21 @@ def test_a_price_holds_time_and_reasons(factory):
 
 
 def test_the_time_ratio_counts_where_the_formula_does_not_know_the_method(factory, small_model):
-    for method, ratio in (("dora", 1.05), ("full", 1.0)):
+    for method, ratio in (("adalora", 1.15), ("dora", 1.0), ("full", 1.0)):
         candidate = factory.candidate(method, {})
         formula = estimate_memory(
             candidate, small_model, factory.hardware.device, sequence_length=factory.advice.sequence_length
         )
         assert factory.estimate(candidate).seconds_per_step == pytest.approx(ratio * formula.seconds_per_step)
+
+
+def test_a_traced_time_holds_all_that_a_method_does(small_model, make_data, make_hardware):
+    def traced(candidate, model, device, *, sequence_length):
+        estimate = estimate_memory(candidate, model, device, sequence_length=sequence_length)
+        return replace(estimate, source="traced", seconds_per_step=1.0)
+
+    factory = CandidateFactory(small_model, make_data(), make_hardware(), INPUTS, price=traced)
+    assert factory.estimate(factory.candidate("adalora", {})).seconds_per_step == 1.0
 
 
 def test_an_unknown_speed_leaves_the_time_unknown_and_still_ranks(small_model, make_data, make_hardware):
