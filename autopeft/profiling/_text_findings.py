@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from autopeft.profiling.scan.languages import UNSURE
 from autopeft.profiling.scan.scanner import UNKNOWN
 from autopeft.profiling.scan.survey import Survey
 from autopeft.specs.data import DatasetProfile, Finding
 
 MIXED_SHARE = 0.02
 """Share of rows in other scripts than the main one from which on it is worth a word."""
+MIXED_LANGUAGES_SHARE = 0.05
+"""The same of languages, which are told with less certainty."""
+SHOWN_LANGUAGES = 5
 UNKNOWN_SHARE = 0.001
 BYTE_SHARE = 0.05
 """Share of tokens that are single bytes from which on a tokenizer spells the language out."""
@@ -15,7 +19,8 @@ BYTE_SHARE = 0.05
 
 def text_findings(survey: Survey, profile: DatasetProfile) -> tuple[Finding | None, ...]:
     """Returns the findings about texts."""
-    return _no_chat_template(survey), _unknown_tokens(survey), _spelled_out(survey), _mixed_scripts(survey, profile)
+    written = _mixed_scripts(survey, profile), _mixed_languages(survey, profile)
+    return _no_chat_template(survey), _unknown_tokens(survey), _spelled_out(survey), *written
 
 
 def _no_chat_template(survey: Survey) -> Finding | None:
@@ -80,6 +85,21 @@ def _mixed_scripts(survey: Survey, profile: DatasetProfile) -> Finding | None:
         severity="info",
         message=f"{others:.0%} of the rows are written in another script than {main}: {listed}",
         count=round(others * rows),
-        advice="check that the model knows these languages; hold out rows of each script to see how it does on them. "
-        "Languages of one script are not told apart",
+        advice="check that the model knows these languages; hold out rows of each script to see how it does on them",
+    )
+
+
+def _mixed_languages(survey: Survey, profile: DatasetProfile) -> Finding | None:
+    told = {code: share for code, share in profile.languages.items() if code != UNSURE}
+    others = sum(told.values()) - max(told.values(), default=0.0)
+    if others < MIXED_LANGUAGES_SHARE:
+        return None
+    listed = ", ".join(f"{code} {share:.0%}" for code, share in list(told.items())[:SHOWN_LANGUAGES])
+    return Finding(
+        code="mixed-languages",
+        severity="info",
+        message=f"{others:.0%} of the looked-at rows are in another language than {next(iter(told))}: {listed}",
+        count=round(others * survey.facts.texts.rows),
+        advice="check that the model knows them, and that rows of each are held out; short and technical rows "
+        "are easily mistaken",
     )

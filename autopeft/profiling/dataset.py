@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter as Tally
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -214,7 +215,8 @@ def _profile(source: str, survey: Survey) -> DatasetProfile:
         padding=padding_points(lengths.by_tokens),
         duplicate_count=survey.copies.count,
         label_counts=dict(sorted(facts.labels.items(), key=lambda item: (-item[1], item[0]))),
-        scripts=_shares(facts),
+        scripts=_shares(facts.texts.scripts),
+        languages=_shares(facts.texts.languages),
         on_bad_row=read.on_bad_row,
         skipped_rows=facts.left_out.count,
         coverage="all" if survey.every_row else "sample",
@@ -230,9 +232,9 @@ def _task(facts: Facts, data_format: str) -> Literal["chat", "instruction", "con
     return "chat" if facts.dialogues else "instruction"
 
 
-def _shares(facts: Facts) -> dict[str, float]:
-    ordered = sorted(facts.texts.scripts.items(), key=lambda item: (-item[1], item[0]))
-    return {script: rows / facts.texts.rows for script, rows in ordered}
+def _shares(rows: Tally[str]) -> dict[str, float]:
+    """Returns the share of the looked-at rows by name, the most frequent first."""
+    return {name: count / rows.total() for name, count in sorted(rows.items(), key=lambda item: (-item[1], item[0]))}
 
 
 def _quantiles(lengths: Lengths) -> dict[str, int]:

@@ -122,9 +122,12 @@ def _read(data: DatasetProfile) -> str:
 
 
 def _written(data: DatasetProfile) -> list[tuple[str, str]]:
-    if not data.scripts:
-        return []
-    return [("scripts", joined(f"{script} {format_share(share)}" for script, share in data.scripts.items()))]
+    lines = [("scripts", data.scripts), ("languages", data.languages)]
+    return [
+        (name, joined(f"{key} {format_share(share)}" for key, share in shares.items()))
+        for name, shares in lines
+        if shares
+    ]
 
 
 def _cut(point: TruncationPoint) -> str:

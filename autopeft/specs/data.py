@@ -114,6 +114,7 @@ class DatasetProfile:
         task_kind: what the data trains, told by its texts as well.
         task_evidence: what ``task_kind`` was told by, in a sentence.
         scripts: main script of a row -> share of the looked-at rows, the most frequent first.
+        languages: ISO 639-1 code ("en"), or "unsure", -> share of the looked-at rows; empty for a sample.
         padding: what padding costs for some batch sizes.
         findings: worst first.
         base_scores: what the untouched model already does on a sample of the data; None unless asked for.
@@ -145,6 +146,7 @@ class DatasetProfile:
     task_kind: TaskKind | None = None
     task_evidence: str = ""
     scripts: dict[str, float] = field(default_factory=dict)
+    languages: dict[str, float] = field(default_factory=dict)
     padding: tuple[PaddingPoint, ...] = ()
     findings: tuple[Finding, ...] = ()
     base_scores: BaseScores | None = None

@@ -12,6 +12,7 @@ from autopeft.profiling._rows import BadRow
 from autopeft.profiling._tokens import CountedRow, Counter, TokenizerCounter, counter_for
 from autopeft.profiling.scan.blocks import Block
 from autopeft.profiling.scan.facts import LONGEST_KEPT, Facts, Lengths, RowNumbers, truncation_limits
+from autopeft.profiling.scan.languages import language_of
 from autopeft.profiling.scan.row_checks import ROW_CHECKS, place_of
 from autopeft.profiling.scan.sampling import rank_of
 from autopeft.profiling.scan.similar import Signer, hash64, similar_row
@@ -111,6 +112,7 @@ class Scanner:
             facts.longest = [(size, order, examples[-order]) for size, order in by_size]
         for order in self._lowest(block, examples, task.looked_at_below):
             facts.texts.add(examples[order])
+            facts.texts.languages[language_of(examples[order])] += 1
         for order in self._lowest(block, examples, task.compared_below):
             example = examples[order]
             facts.similar.append(similar_row(example, self._rank(block, example), facts.hashes[order], self._signer))

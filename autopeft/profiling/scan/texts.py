@@ -31,6 +31,7 @@ class TextFacts:
     Attributes:
         rows: looked at.
         scripts: main script of a row ("latin", "cyrillic", ...) -> rows; rows without letters are under "none".
+        languages: ISO 639-1 code or "unsure" -> rows; told in a full pass only.
         mixed: rows of which a tenth of the letters or more are of another script than the main one.
         code: rows whose learnt text is code.
         reasoning: rows whose learnt text works something out.
@@ -42,6 +43,7 @@ class TextFacts:
 
     rows: int = 0
     scripts: Tally[str] = field(default_factory=Tally)
+    languages: Tally[str] = field(default_factory=Tally)
     mixed: int = 0
     code: int = 0
     reasoning: int = 0
@@ -64,6 +66,7 @@ class TextFacts:
     def merge(self, other: TextFacts) -> None:
         """Takes in the facts of other rows."""
         self.scripts.update(other.scripts)
+        self.languages.update(other.languages)
         for name in ("rows", "mixed", "code", "reasoning", "words", "tokens", "unknown_tokens", "byte_tokens"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 

@@ -213,6 +213,19 @@ def test_mixed_scripts_are_found(tmp_path: Path) -> None:
     assert "latin 80%, cyrillic 20%" in finding(profile, "mixed-scripts").message
 
 
+ENGLISH = "In the beginning God created the heavens and the earth, and the earth was without form."
+GERMAN = "Am Anfang schuf Gott Himmel und Erde, und die Erde war w\u00fcst und leer."
+
+
+def test_a_full_pass_tells_languages_of_one_script_apart(tmp_path: Path) -> None:
+    rows = [{"text": f"{ENGLISH} {row}"} for row in range(6)] + [{"text": f"{GERMAN} {row}"} for row in range(3)]
+    source = write(tmp_path, [*rows, {"text": "x = 3"}])
+    profile = profile_dataset(source, model=None, reading=Reading(coverage="all"))
+    assert profile.languages == {"en": 0.6, "de": 0.3, "unsure": 0.1}
+    assert "en 60%, de 30%" in finding(profile, "mixed-languages").message
+    assert profile_dataset(source, model=None).languages == {}
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
