@@ -65,8 +65,10 @@ def read_yaml(path: Path) -> Any:
     import yaml
 
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(path.read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        _refuse_repeated_keys(root)
+        return None if root is None else loader.construct_document(root)
     except OSError as error:
         raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -75,6 +77,33 @@ def read_yaml(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
         raise InvalidInputError(f"{path}{line} is not valid YAML: {getattr(error, 'problem', error)}") from error
+
+
+def _refuse_repeated_keys(root: Any) -> None:
+    """Checks the mappings of a YAML document, of whose equal keys PyYAML takes the last in silence.
+
+    Raises:
+        MarkedYAMLError: naming the key and its line.
+    """
+    import yaml
+
+    waiting, seen = [root], set[int]()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:  # an alias, which may stand inside of what it names
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+        elif isinstance(node, yaml.MappingNode):
+            keys = set[str]()
+            for key, value in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value!r} stands there twice", problem_mark=key.start_mark
+                    )
+                keys.add(str(key.value))
+                waiting.append(value)
 
 
 def read_record(path: Path, record_type: type[T]) -> T:

@@ -131,7 +131,7 @@ def hardware(name: str | None, as_json: bool) -> None:
     from autopeft.profiling.hardware import hardware_names, load_hardware
     from autopeft.report.tables import hardware_table
 
-    show(load_hardware(name or "auto"), as_json, hardware_table)
+    show(load_hardware("auto" if name is None else name), as_json, hardware_table)
     if name is None and not as_json:
         print_table("\nKnown by name: " + ", ".join(sorted(hardware_names())))
 

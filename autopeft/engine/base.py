@@ -79,7 +79,12 @@ def _language_part(folder: Path) -> dict[str, Any]:
 
     whole = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     text = whole.get_text_config(decoder=True)
-    return {} if text is whole else {"config": text, "key_mapping": LANGUAGE_PART_KEYS}
+    if text is whole:
+        return {}
+    stored = getattr(whole, "quantization_config", None)
+    if stored is not None:  # how the weights are stored is said of the whole model, and holds for its parts
+        text.quantization_config = stored
+    return {"config": text, "key_mapping": LANGUAGE_PART_KEYS}
 
 
 def is_stored_quantized(folder: Path) -> bool:

@@ -77,16 +77,19 @@ def _amd(environment: Mapping[str, str], root: Path) -> Accelerators:
     nodes = sorted((root / _KFD).glob("*/properties"), key=lambda path: int(path.parent.name))
     facts = [(path.parent, _properties(path)) for path in nodes]
     gpus = [_amd_gpu(node, entries, root) for node, entries in facts if entries.get("simd_count", 0)]
-    usable = [gpu for gpu in gpus if gpu.total_memory_bytes >= LEAST_MEMORY]
-    notes = [_too_small(gpu) for gpu in gpus if gpu not in usable]
-    if not usable:
-        return Accelerators(notes=tuple(notes))
+    if not gpus:
+        return Accelerators()
+    # The small ones are left out afterwards: the variables number them too.
     for variable in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
         visible = environment.get(variable)
         if hides_all(visible):
             return Accelerators(notes=(f"{variable}={visible!r} hides every AMD GPU",))
-        chosen = visible_indices(visible, [gpu.uuid or "" for gpu in usable], variable=variable)
-        usable = [usable[index] for index in chosen]
+        chosen = visible_indices(visible, [gpu.uuid or "" for gpu in gpus], variable=variable)
+        gpus = [gpus[index] for index in chosen]
+    usable = [gpu for gpu in gpus if gpu.total_memory_bytes >= LEAST_MEMORY]
+    notes = [_too_small(gpu) for gpu in gpus if gpu not in usable]
+    if not usable:
+        return Accelerators(notes=tuple(notes))
     version = system_text(root / "sys/module/amdgpu/version") or None
     return Accelerators(devices=tuple(usable), notes=tuple(notes), driver_version=version)
 

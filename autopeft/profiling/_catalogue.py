@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,11 +138,11 @@ def _problems(record: DeviceRecord) -> Iterator[str]:
         yield f"memory: {error}"
     for name in ("memory_bandwidth_bytes_per_second", "power_watts", "price_usd_per_hour"):
         figure = getattr(record, name)
-        if figure is not None and figure <= 0:
-            yield f"{name} must be positive, not {figure:g}; leave it out if it is unknown"
+        if figure is not None and not 0 < figure < math.inf:
+            yield f"{name} must be positive and finite, not {figure:g}; leave it out if it is unknown"
     for dtype, flops in record.peak_flops.items():
-        if flops <= 0:
-            yield f"peak_flops: {dtype} must be positive, not {flops:g}; leave it out if it is unknown"
+        if not 0 < flops < math.inf:
+            yield f"peak_flops: {dtype} must be positive and finite, not {flops:g}; leave it out if it is unknown"
     yield from _kind_problems(record)
 
 
@@ -149,6 +150,8 @@ def _kind_problems(record: DeviceRecord) -> Iterator[str]:
     if record.kind == "cuda":
         if record.compute_capability is None:
             yield "compute_capability is missing; write it as [8, 9] (nvidia-smi --query-gpu=compute_cap tells it)"
+        elif not (1 <= record.compute_capability[0] < 100 and 0 <= record.compute_capability[1] < 10):
+            yield f"compute_capability {list(record.compute_capability)} is none; write it as [8, 9]"
         if record.supports is not None:
             yield "supports does not belong to a cuda device, where it follows from compute_capability"
     else:

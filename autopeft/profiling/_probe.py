@@ -13,6 +13,11 @@ from autopeft.profiling._nvml import CudaDevice, CudaDevices, Partition, probe_c
 from autopeft.specs import Device, HardwareProfile, Link
 from autopeft.units import format_gib
 
+_UNKNOWN_ACCELERATOR = (
+    "the catalogue has no {name!r}: its speeds are unknown, and it is taken to compute in float32 alone; describe it in"
+    " a YAML file to have times predicted and other types used"
+)
+
 
 def probe_machine() -> HardwareProfile:
     """Returns this machine: its visible CUDA devices, else its other accelerators, else its processor with the reason.
@@ -41,6 +46,7 @@ def probe_processor() -> HardwareProfile:
 def _accelerator_profile(found: Accelerators, host: HostFacts) -> HardwareProfile:
     devices = tuple(_accelerator(each) for each in found.devices)
     shared = len(devices) > 1
+    unknown = [_UNKNOWN_ACCELERATOR.format(name=each.name) for each in found.devices if each.record is None]
     return HardwareProfile(
         name=devices[0].name,
         origin="probed",
@@ -48,7 +54,12 @@ def _accelerator_profile(found: Accelerators, host: HostFacts) -> HardwareProfil
         host_memory_bytes=host.total_memory_bytes,
         host_cores=host.profile.logical_cores,
         source="operating system\nbandwidth, FLOP/s and what is supported: the catalogue",
-        notes=(*found.notes, *(["what links the devices is not probed"] if shared else []), *host.notes),
+        notes=(
+            *found.notes,
+            *dict.fromkeys(unknown),
+            *(["what links the devices is not probed"] if shared else []),
+            *host.notes,
+        ),
         driver_version=found.driver_version,
         host=host.profile,
     )

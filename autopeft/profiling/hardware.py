@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autopeft.errors import HardwareError, UnknownNameError
-from autopeft.profiling._catalogue import FOLDER, find_by_driver_name, find_by_spoken_name, read_device, to_profile
+from autopeft.profiling._catalogue import (
+    FOLDER,
+    DeviceRecord,
+    find_by_driver_name,
+    find_by_spoken_name,
+    read_device,
+    to_profile,
+    variants_of,
+)
 from autopeft.resources import yaml_files
 from autopeft.specs import HardwareProfile
 
@@ -46,13 +54,14 @@ def load_hardware(text: str) -> HardwareProfile:
 
     Args:
         text: ``auto`` for this machine, ``cpu`` for its processor alone, a name or alias of the catalogue
-            (``rtx-4090``), the path of a YAML file with the catalogue's keys (ending in .yaml or .yml), or several
-            devices of one machine: ``2x rtx-4090``, ``rtx-4090 + rtx-3090``, ``4x mine.yaml``.
+            (``rtx-4090``) or a driver's name in it (``NVIDIA GeForce RTX 4090``), the path of a YAML file with the
+            catalogue's keys (ending in .yaml or .yml), or several devices of one machine: ``2x rtx-4090``,
+            ``rtx-4090 + rtx-3090``, ``4x mine.yaml``.
 
     Raises:
         UnknownNameError: with the closest names, if a name is none of these.
-        HardwareError: if the file cannot be read, a key of it is wrong, a count is not possible, or this machine cannot
-            be probed.
+        HardwareError: if the file cannot be read, a key of it is wrong, a count is not possible, a driver's name stands
+            for several devices, or this machine cannot be probed.
     """
     wanted = text.strip()
     if wanted.lower() in _HERE:
@@ -72,12 +81,21 @@ def _is_file(name: str) -> bool:
 def _one(name: str) -> HardwareProfile:
     if _is_file(name):
         return to_profile(read_device(Path(name).expanduser()), "file")
-    record = find_by_spoken_name(name)
+    record = find_by_spoken_name(name) or _driver_named(name)
     if record is not None:
         return to_profile(record, "catalogue")
     if name.lower() in _HERE:
         raise HardwareError(f"{name!r} means this machine as it is and cannot be combined or multiplied")
     raise UnknownNameError("hardware", name, (*_HERE, *hardware_names()), "autopeft hardware")
+
+
+def _driver_named(name: str) -> DeviceRecord | None:
+    """Returns the device whose driver writes exactly this name; without a memory, variants cannot be told apart."""
+    variants = variants_of(name)
+    if len(variants) > 1:
+        names = " or ".join(record.name for record in variants)
+        raise HardwareError(f"{name!r} stands for devices of different memory; name one of them: {names}")
+    return variants[0] if variants else None
 
 
 def _counted(wanted: str) -> Iterator[tuple[int, str]]:

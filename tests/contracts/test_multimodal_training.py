@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, BitsAndBytesConfig
 
 from autopeft.engine.adapters import inject
 from autopeft.engine.base import OriginalWeights, load_base
@@ -72,3 +72,19 @@ def test_the_language_part_is_loaded_with_its_weights_and_all_linear_adapts_it_a
     trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
     assert trained == get_method("lora").trainable_parameters(wanted, spec)
     assert not any("vision" in name for name, _ in adapted.named_parameters())
+
+
+def test_a_quantized_multimodal_checkpoint_keeps_its_storage_in_the_language_part(
+    saved: tuple[Path, Any], tmp_path: Path
+) -> None:
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    whole = AutoModelForImageTextToText.from_pretrained(
+        saved[0], quantization_config=settings, device_map={"": "cpu"}, dtype=torch.bfloat16
+    )
+    whole.save_pretrained(tmp_path)
+    spec = load_model(str(tmp_path))
+    assert (spec.wrapper, spec.stored_quantization) == ("gemma3", "bitsandbytes-nf4")
+    wanted = Candidate(method="lora", r=2, lora_alpha=2.0, target_modules=("q_proj",), quantization="nf4")
+    layer = load_base(tmp_path, wanted, "cpu").model.layers[1].mlp.up_proj
+    assert type(layer).__name__ == "Linear4bit"
+    assert torch.equal(layer.weight.data, whole.model.language_model.layers[1].mlp.up_proj.weight.data)

@@ -34,7 +34,8 @@ ACCELERATORS = [name for name, record in catalogue().items() if record.kind != "
 PROMISED = {
     **dict.fromkeys(("a10", "nvidia-a10"), "NVIDIA A10"),
     **dict.fromkeys(("a10g", "nvidia-a10g"), "NVIDIA A10G"),
-    **dict.fromkeys(("a100-40gb", "a100-40gb-sxm", "a100-40gb-pcie"), "NVIDIA A100-SXM4-40GB"),
+    **dict.fromkeys(("a100-40gb", "a100-40gb-sxm"), "NVIDIA A100-SXM4-40GB"),
+    "a100-40gb-pcie": "NVIDIA A100-PCIE-40GB",
     **dict.fromkeys(("a100-80gb", "a100-80gb-sxm"), "NVIDIA A100-SXM4-80GB"),
     "a100-80gb-pcie": "NVIDIA A100 80GB PCIe",
     **dict.fromkeys(("h100-80gb-pcie", "h100-pcie"), "NVIDIA H100 PCIe"),
@@ -123,6 +124,18 @@ def test_a_driver_name_that_variants_share_is_no_answer_without_their_memory() -
     assert catalogue_entry(shared) is None
     found = [catalogue_entry(shared, size * MIB) for size in (10240, 12288, 20480)]
     assert [profile and profile.name for profile in found] == ["rtx-3080-10gb", "rtx-3080-12gb", None]
+
+
+def test_both_forms_of_the_a100_with_40_gb_have_their_own_power() -> None:
+    found = {name: load_hardware(name).device for name in ("a100-40gb", "a100-40gb-pcie")}
+    assert {name: device.power_watts for name, device in found.items()} == {"a100-40gb": 400, "a100-40gb-pcie": 250}
+    assert catalogue_entry("NVIDIA A100-PCIE-40GB") == load_hardware("a100-40gb-pcie")
+
+
+def test_without_tensor_cores_float16_that_is_summed_in_float32_is_no_faster_than_float32() -> None:
+    old = [record for record in catalogue().values() if (record.compute_capability or (7, 0)) < (7, 0)]
+    assert old
+    assert all(record.peak_flops["float16"] == record.peak_flops["float32"] for record in old)
 
 
 def test_an_apple_chip_is_known_whatever_the_size_of_its_memory() -> None:
@@ -266,8 +279,12 @@ def test_a_users_file_describes_a_device_with_the_catalogues_keys(tmp_path: Path
         (("kind: cuda", "kind: gpu"), "kind"),
         (("compute_capability: [8, 6]\n", ""), "compute_capability is missing"),
         (("[8, 6]", "8.6"), "compute_capability"),
-        (("9.0e+11", "-1.0"), "memory_bandwidth_bytes_per_second must be positive, not -1"),
+        (("9.0e+11", "-1.0"), "memory_bandwidth_bytes_per_second must be positive and finite, not -1"),
         (("9.0e+11", "9e11"), r"memory_bandwidth_bytes_per_second.*write 1\.0e\+12"),
+        (("9.0e+11", ".inf"), "memory_bandwidth_bytes_per_second must be positive and finite, not inf"),
+        (("kind: cuda", "kind: cuda\npeak_flops: {bfloat16: .nan}"), "bfloat16 must be positive and finite, not nan"),
+        (("[8, 6]", "[-8, 6]"), r"compute_capability \[-8, 6\] is none"),
+        (("kind: cuda", "kind: cuda\nkind: cpu"), "line 4 .*the key 'kind' stands there twice"),
         (("kind: cuda", "kind: cuda\npower_watts: 0"), "power_watts must be positive"),
         (("kind: cuda", "kind: cuda\nprice_class: cheap"), "price_class"),
         (("kind: cuda", "kind: cuda\npeak_flops: {bfloat16: 0}"), "peak_flops: bfloat16 must be positive"),

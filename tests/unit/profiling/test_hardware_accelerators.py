@@ -82,6 +82,26 @@ def test_the_graphics_unit_of_a_processor_is_left_out_and_said(tmp_path: Path) -
     assert any("too little to train on" in note for note in found.notes)
 
 
+def test_the_variables_number_the_graphics_unit_of_a_processor_too(tmp_path: Path) -> None:
+    small = "simd_count 4\nvendor_id 4098\ndevice_id 5710\ndrm_render_minor 200\nunique_id 9\n"
+    machine = write(amd_machine(tmp_path, gpus=2), {f"{NODES}/0/properties": small})
+    found = probe_accelerators({"ROCR_VISIBLE_DEVICES": "1"}, machine)
+    assert [gpu.uuid for gpu in found.devices] == ["GPU-0000000000000001"]
+    alone = probe_accelerators({"ROCR_VISIBLE_DEVICES": "0"}, machine)
+    assert alone.devices == ()
+    assert any("too little to train on" in note for note in alone.notes)
+
+
+def test_an_amd_gpu_that_the_catalogue_lacks_is_used_and_said_to_be_unknown(tmp_path: Path) -> None:
+    root = amd_machine(tmp_path, gpus=2)
+    for place in (1, 2):
+        text = (root / f"{NODES}/{place}/properties").read_text()
+        write(root, {f"{NODES}/{place}/properties": text.replace("device_id 29857", "device_id 1")})
+    profile = _accelerator_profile(probe_accelerators({}, root), probe_host())
+    assert profile.device.peak_flops == {}
+    assert sum("the catalogue has no 'AMD GPU (gfx942)'" in note for note in profile.notes) == 1
+
+
 def test_intel_gpus_of_the_catalogue_are_found_and_others_are_said(tmp_path: Path) -> None:
     files = {}
     for place, device_id in enumerate(("0xe20b", "0x4680")):

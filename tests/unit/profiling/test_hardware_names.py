@@ -78,6 +78,16 @@ def test_what_names_no_devices_is_refused_with_what_is_allowed(text: str, words:
         load_hardware(text)
 
 
+def test_a_name_as_the_driver_writes_it_is_understood() -> None:
+    assert load_hardware("NVIDIA GeForce RTX 4090").name == "rtx-4090"
+    assert load_hardware("2x Tesla T4 + NVIDIA L40").name == "2x t4 + l40"
+
+
+def test_a_driver_name_of_several_sizes_is_refused_with_the_variants() -> None:
+    with pytest.raises(HardwareError, match="name one of them: rtx-3080-10gb or rtx-3080-12gb"):
+        load_hardware("NVIDIA GeForce RTX 3080")
+
+
 def test_an_unknown_part_is_refused_with_the_closest_name() -> None:
     with pytest.raises(UnknownNameError, match=r"unknown hardware 'rtx-309'.*mean 'rtx-3090'"):
         load_hardware("2x rtx-4090 + rtx-309")
