@@ -86,7 +86,7 @@ class BaseScores:
         generated_rows: the first so many of them were answered by generation; 0 where none was.
         shots: zero-shot first, then with examples in the prompt where they fit.
         trivial: what an answer that looks at nothing (the most frequent label), or at nothing but the prompt (its
-            copy), scores in the deciding metric; None where there is none.
+            copy), scores in the deciding metric, labels on all sampled rows; None where there is none.
         prompt_gain: paired difference, examples in the prompt minus zero-shot, positive where they help: of the
             deciding metric, else of the loss (whose fall counts as gain); None without few-shot scores.
         vocabulary: tokens that the model tells apart; None where it was not loaded.

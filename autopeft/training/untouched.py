@@ -150,7 +150,7 @@ def _base_scores(asked: _Asked) -> BaseScores:
         rows=rows.numbers,
         generated_rows=rows.generated,
         shots=tuple(rounds),
-        trivial=_trivial(rows, request.seed),
+        trivial=_trivial(rows, asked.rows, request.seed),
         prompt_gain=_gain(rounds, request.seed),
         vocabulary=int(asked.model.config.get_text_config().vocab_size),
         device=device_name(asked.session.job.device),
@@ -365,16 +365,18 @@ def _text_score(metric: str, texts: Sequence[str], references: Sequence[str], se
     return mean_of_rows(metric, values, seed)
 
 
-def _trivial(rows: _Rows, seed: int) -> Score | None:
-    """Returns the deciding metric of an answer that takes no model."""
-    references = [answer_of(example) for example in rows.scored] if rows.task != "loss" else []
+def _trivial(rows: _Rows, sampled: _Rows, seed: int) -> Score | None:
+    """Returns the deciding metric of an answer that takes no model; labels are counted on all sampled rows."""
     if rows.task == "labels":
-        most, _ = Counter(answer_of(example) for example in (*rows.scored, *rows.pool)).most_common(1)[0]
-        return share_of_rows("accuracy", [float(reference == most) for reference in references])
+        labels = [answer_of(example) for example in (*sampled.scored, *sampled.pool)]
+        most, _ = Counter(labels).most_common(1)[0]
+        return share_of_rows("accuracy", [float(label == most) for label in labels])
     if rows.task != "texts":
         return None
-    copies = [example.messages[example.supervised_turns[-1] - 1][1] for example in rows.scored]
-    return _text_score(METRICS_OF_TASK["texts"][0], copies[: rows.generated], references[: rows.generated], seed)
+    answered = rows.scored[: rows.generated]
+    copies = [example.messages[example.supervised_turns[-1] - 1][1] for example in answered]
+    references = [answer_of(example) for example in answered]
+    return _text_score(METRICS_OF_TASK["texts"][0], copies, references, seed)
 
 
 def _gain(rounds: Sequence[ShotScores], seed: int) -> Score | None:
