@@ -44,6 +44,25 @@ def require_device(kind: DeviceKind) -> None:
     )
 
 
+def require_picked_device(planned: str, picked: str) -> None:
+    """Checks that transformers and accelerate chose the device that the plan is for; environment variables move them.
+
+    Args:
+        planned: as torch calls it, with or without an index.
+        picked: likewise.
+
+    Raises:
+        HardwareError: with both, and the variables that may be the reason.
+    """
+    wanted, found = planned.partition(":")[0], picked.partition(":")[0]
+    if wanted == found:
+        return
+    raise HardwareError(
+        f"the plan is for {wanted}, but transformers' Trainer chose {found}; nothing was trained there in its place. "
+        "Unset ACCELERATE_USE_CPU and ACCELERATE_TORCH_DEVICE, or plan for that device with --hardware"
+    )
+
+
 def _is_usable(kind: DeviceKind) -> bool:
     import torch
 

@@ -21,6 +21,9 @@ from autopeft.units import KIB
 POLL_SECONDS = 0.1
 GRACE_SECONDS = 5.0
 
+OTHER_DEVICE_VARIABLES = ("PYTORCH_ENABLE_MPS_FALLBACK", "ACCELERATE_USE_CPU", "ACCELERATE_TORCH_DEVICE")
+"""Variables by which torch and accelerate compute elsewhere than asked, without a word; the plan names the device."""
+
 
 class MemoryWatch:
     """Watches the resident memory of a process tree and kills it above a limit.
@@ -159,6 +162,9 @@ def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
 def worker_environment(environment: Mapping[str, str], device: str, selector: str | None = None) -> dict[str, str]:
     """Returns the environment of a worker: this package importable, idle threads asleep, one device in sight.
 
+    What leads to another device than the plan's is left out (OTHER_DEVICE_VARIABLES): an operation that Metal lacks is
+    then an error instead of a slow step on the processor.
+
     Args:
         environment: the parent's.
         device: what the worker trains on: "cpu", "cuda", ...
@@ -170,7 +176,7 @@ def worker_environment(environment: Mapping[str, str], device: str, selector: st
     defaults = {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error"}
     return (
         defaults
-        | dict(environment)
+        | {name: value for name, value in environment.items() if name not in OTHER_DEVICE_VARIABLES}
         | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
         | _one_gpu(environment, device, selector)
     )

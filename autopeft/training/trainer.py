@@ -14,6 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig, SFTTrainer
 
+from autopeft.engine.device import require_picked_device
 from autopeft.engine.loss import IGNORE_INDEX, uses_autocast
 from autopeft.engine.step import StepParts, forward_loss
 from autopeft.errors import AutoPeftError
@@ -38,6 +39,12 @@ class CandidateTrainer(SFTTrainer):
     def __init__(
         self, parts: StepParts, config: SFTConfig, rows: Sequence[TokenRow], collator: Collator, tokenizer: Any
     ) -> None:
+        """Prepares a training.
+
+        Raises:
+            HardwareError: if transformers chose another device than the plan's.
+        """
+        require_picked_device(parts.device_type, str(config.device))
         self.parts = parts
         self.tokens = 0
         self.recent_losses: list[torch.Tensor] = []

@@ -11,10 +11,14 @@ import pytest
 import torch
 
 import autopeft
+from autopeft.engine.base import OriginalWeights
+from autopeft.engine.step import StepParts
 from autopeft.errors import HardwareError, NothingFitsError
+from autopeft.methods import MethodContext, get_method
 from autopeft.profiling import hardware
 from autopeft.profiling.dataset import hash_files
-from autopeft.specs import HardwareProfile, Job, Recommendation
+from autopeft.specs import Candidate, HardwareProfile, Job, Recommendation, TrainRequest
+from autopeft.training.data import Collator
 from autopeft.training.process import worker_environment
 from autopeft.units import GIB
 
@@ -73,6 +77,33 @@ def test_a_worker_refuses_a_device_that_its_torch_cannot_use(
     )
     with pytest.raises(HardwareError, match=f"for a {kind} device, but the installed torch"):
         Session(job)
+
+
+@pytest.mark.parametrize("device", ["mps", "cuda", "cpu"])
+def test_a_worker_is_not_led_to_another_device_by_the_environment(device: str) -> None:
+    leading = {"PYTORCH_ENABLE_MPS_FALLBACK": "1", "ACCELERATE_USE_CPU": "true", "ACCELERATE_TORCH_DEVICE": "cpu"}
+    environment = worker_environment({**leading, "HF_HOME": "kept"}, device)
+    assert not set(leading) & set(environment)
+    assert environment["HF_HOME"] == "kept"
+
+
+@pytest.mark.parametrize("planned", ["mps", "cuda"])
+def test_a_trainer_that_would_train_on_the_processor_instead_is_refused(
+    planned: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from autopeft.training.trainer import CandidateTrainer, trainer_config
+
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    candidate = Candidate(method="lora", r=8, lora_alpha=16, dtype="float32")
+    request = TrainRequest(name="trial", candidate=candidate, steps=2, rungs=(), seed=0, output_folder=str(tmp_path))
+    context = MethodContext(candidate=candidate, steps=2, seed=0, weights=OriginalWeights(tiny_model))
+    parts = StepParts(
+        model=torch.nn.Identity(), method=get_method("lora"), context=context, optimizer=None, device_type=planned
+    )
+    config = trainer_config(candidate, request, planned)
+    assert config.device.type == "cpu"
+    with pytest.raises(HardwareError, match=f"the plan is for {planned}, but transformers' Trainer chose cpu"):
+        CandidateTrainer(parts, config, (), Collator(0, keeps_logits=False), None)
 
 
 def test_a_run_warns_of_what_is_unverified_and_plans_for_that_device(
