@@ -60,12 +60,15 @@ def read_hub(text: str) -> ModelSpec:
     except HubFileError as error:
         raise ModelError(f"cannot download config.json of hub model {model_id}: {error}") from error
     model = HubModel(model_id, config.parent.name)
-    small = _at_once(_SMALL_FILES, lambda name: _optional(model, name))
+    small = dict(zip(_SMALL_FILES, _at_once(_SMALL_FILES, lambda name: _optional(model, name)), strict=True))
     origin = replace(
         _origin(model_id, config.parent),
         has_tokenizer_file=model.exists("tokenizer.json"),
+        notes=tuple(_lost(name, found) for name, found in small.items() if isinstance(found, HubFileError)),
     )
-    index = small[_SMALL_FILES.index(INDEX_FILE)]
+    index = small[INDEX_FILE]
+    if isinstance(index, HubFileError):
+        return build_spec(read_json(config), model_id, origin)
     return _with_weights(model, config, origin, None if index is None else read_index(index))
 
 
@@ -107,10 +110,10 @@ def _with_weights(model: HubModel, config: Path, origin: Origin, index: Index | 
         if index is not None:
             raise ModelError(f"hub model {model.id} lacks files that its {INDEX_FILE} names") from None
         note = "the weights are no safetensors files; parameters are counted from config.json"
-        return build_spec(content, model.id, replace(origin, notes=(note,)))
+        return build_spec(content, model.id, replace(origin, notes=(*origin.notes, note)))
     except HubFileError as error:
         note = f"the weights' headers could not be read ({error}); parameters are counted from config.json"
-        return build_spec(content, model.id, replace(origin, notes=(note,)))
+        return build_spec(content, model.id, replace(origin, notes=(*origin.notes, note)))
     return build_spec(content, model.id, replace(origin, tensors=tensors))
 
 
@@ -128,12 +131,19 @@ def _header(model: HubModel, name: str) -> tuple[Tensor, ...]:
     return parse_header(content[PREFIX_BYTES:end], where, file_bytes)
 
 
-def _optional(model: HubModel, name: str) -> Path | None:
-    """Brings a file into the snapshot folder; where it cannot be had it is left out."""
+def _optional(model: HubModel, name: str) -> Path | HubFileError | None:
+    """Brings a file into the snapshot folder; None if the repository lacks it, the error if it cannot be had."""
     try:
         return model.small_file(name)
-    except HubFileError:
-        return None
+    except HubFileError as error:
+        return error
+
+
+def _lost(name: str, error: HubFileError) -> str:
+    """Returns what a reader must know where a file is there and cannot be had."""
+    if name == INDEX_FILE:
+        return f"{name} could not be read ({error}); parameters are counted from config.json"
+    return f"{name} could not be read ({error}); what it may say of a chat template or licence is not known"
 
 
 def _at_once(items: Iterable[T], work: Callable[[T], R]) -> list[R]:

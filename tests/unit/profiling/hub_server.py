@@ -38,6 +38,7 @@ class Hub:
         on_cdn: files that are redirected.
         problem: status and headers in place of every answer; None for none.
         failures: how many answers fail with ``failure`` before the rest succeed.
+        denied: files that are answered with status 403.
         ignores_range: whether ranges are ignored and whole files sent.
         delay_seconds: before every answer.
         cut: file -> bytes by which the CDN's copy is shorter than it should be.
@@ -49,6 +50,7 @@ class Hub:
     problem: tuple[int, dict[str, str]] | None = None
     failure: tuple[int, dict[str, str]] = (503, {})
     failures: int = 0
+    denied: tuple[str, ...] = ()
     ignores_range: bool = False
     delay_seconds: float = 0.0
     requests: list[Request] = field(default_factory=list)
@@ -137,6 +139,8 @@ class _HubHandler(_Handler):
             self.reply(404, {"X-Error-Code": "RepoNotFound"})
         elif revision not in self.hub.revisions:
             self.reply(404, {"X-Error-Code": "RevisionNotFound"})
+        elif name in self.hub.denied:
+            self.reply(403, {})
         elif name not in self.hub.files:
             self.reply(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT})
         else:

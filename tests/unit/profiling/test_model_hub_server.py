@@ -156,6 +156,24 @@ def test_weights_of_another_kind_leave_the_configuration(hub: Hub) -> None:
     assert spec.notes == ("the weights are no safetensors files; parameters are counted from config.json",)
 
 
+def test_a_small_file_that_cannot_be_had_is_told_and_not_taken_as_missing(hub: Hub) -> None:
+    hub.denied = ("tokenizer_config.json",)
+    spec = load_model(MODEL)
+    assert spec.parameter_count_source == "header"
+    (note,) = spec.notes
+    assert note.startswith("tokenizer_config.json could not be read (the hub denies it (status 403)")
+
+
+def test_an_index_that_cannot_be_had_is_not_told_as_weights_of_another_kind(hub: Hub) -> None:
+    hub.files |= sharded({})
+    del hub.files["model.safetensors"]
+    hub.denied = ("model.safetensors.index.json",)
+    spec = load_model(MODEL)
+    assert (spec.parameter_count, spec.parameter_count_source) == (PARAMETERS, "config")
+    (note,) = spec.notes
+    assert note.startswith("model.safetensors.index.json could not be read")
+
+
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_a_busy_hub_is_asked_again(hub: Hub, status: int) -> None:
     hub.failure, hub.failures = (status, {"Retry-After": "0"}), 2
