@@ -143,7 +143,11 @@ def _describe(nvml: Any, environment: Mapping[str, str]) -> CudaDevices:
     gpus = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
     if not gpus:
         return CudaDevices(notes=("the NVIDIA driver is loaded but reports no GPU",))
-    handles = [handle for index, gpu in enumerate(gpus) for handle in _instances(nvml, index, gpu)]
+    divided = [_instances(nvml, index, gpu) for index, gpu in enumerate(gpus)]
+    handles = [handle for instances in divided for handle in instances]
+    undivided = tuple(_undivided(nvml, index, gpu) for index, gpu in enumerate(gpus) if not divided[index])
+    if not handles:
+        raise HardwareError(f"{undivided[0]}; {INSTEAD}")
     uuids = [str(nvml.nvmlDeviceGetUUID(handle.own)) for handle in handles]
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     chosen = visible_indices(visible, uuids, [handle.gpu for handle in handles])
@@ -152,28 +156,28 @@ def _describe(nvml: Any, environment: Mapping[str, str]) -> CudaDevices:
     cuda = _optional(nvml, nvml.nvmlSystemGetCudaDriverVersion)
     return CudaDevices(
         devices=devices,
-        notes=(*order_notes(names, environment), *_limits_notes(devices)),
+        notes=(*undivided, *order_notes(names, environment), *_limits_notes(devices)),
         driver_version=_optional(nvml, nvml.nvmlSystemGetDriverVersion),
         cuda_version=None if cuda is None else f"{cuda // 1000}.{cuda % 1000 // 10}",
         all_peers=_all_peers(nvml, [handles[index] for index in chosen]),
     )
 
 
+def _undivided(nvml: Any, index: int, gpu: Any) -> str:
+    return (
+        f"{nvml.nvmlDeviceGetName(gpu)} (GPU {index}) is in MIG mode but has no instance, so nothing can run on it;"
+        " make one (nvidia-smi mig -cgi ... -C), or leave MIG mode"
+    )
+
+
 def _instances(nvml: Any, index: int, gpu: Any) -> list[_Handle]:
-    """Returns the GPU, or in MIG mode its instances: the GPU as a whole cannot be used then."""
+    """Returns the GPU, or in MIG mode its instances, perhaps none: the GPU as a whole cannot be used then."""
     mode = _optional(nvml, nvml.nvmlDeviceGetMigMode, gpu)
     if mode is None or not mode[0]:
         return [_Handle(index, gpu, None)]
     places = range(nvml.nvmlDeviceGetMaxMigDeviceCount(gpu))
     found = [_optional(nvml, nvml.nvmlDeviceGetMigDeviceHandleByIndex, gpu, place) for place in places]
-    instances = [_Handle(index, gpu, instance) for instance in found if instance is not None]
-    if not instances:
-        name = nvml.nvmlDeviceGetName(gpu)
-        raise HardwareError(
-            f"{name} (GPU {index}) is in MIG mode but has no instance, so nothing can run on it; make one"
-            f" (nvidia-smi mig -cgi ... -C), or leave MIG mode; {INSTEAD}"
-        )
-    return instances
+    return [_Handle(index, gpu, instance) for instance in found if instance is not None]
 
 
 def _device(nvml: Any, handle: _Handle, uuid: str) -> CudaDevice:

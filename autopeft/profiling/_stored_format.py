@@ -109,7 +109,16 @@ def _bits(name: str, settings: Mapping[str, Any]) -> float | None:
     stated = settings.get("bits", settings.get("w_bit", settings.get("nbits")))
     if name == "compressed-tensors":
         stated = _group_bits(settings)
+    if name == "hqq":
+        stated = _hqq_bits(settings)
     return stated if isinstance(stated, int | float) and 0 < stated <= 32 else None
+
+
+def _hqq_bits(settings: Mapping[str, Any]) -> Any:
+    """Returns the bits that transformers' HqqConfig writes, two levels deep."""
+    inner = settings.get("quant_config")
+    weights = inner.get("weight_quant_params") if isinstance(inner, dict) else None
+    return weights.get("nbits") if isinstance(weights, dict) else settings.get("nbits")
 
 
 def _group_bits(settings: Mapping[str, Any]) -> Any:

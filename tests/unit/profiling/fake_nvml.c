@@ -53,6 +53,8 @@ static const Device devices[] = {
     {.machine = "mig", .name = "NVIDIA A100-SXM4-40GB MIG 1g.5gb", .uuid = "MIG-11111111-aaaa",
      .parent = "GPU-10000000-aaaa", .total_mib = 4864, .used_mib = 12, .slices = 1},
     {A100_40, .machine = "mig-empty", .uuid = "GPU-10000000-aaaa", .mig = 1, .slices = 7},
+    {A100_40, .machine = "mig-half-empty", .uuid = "GPU-10000000-aaaa", .mig = 1, .slices = 7},
+    {A100_40, .machine = "mig-half-empty", .uuid = "GPU-10000000-bbbb"},
 };
 
 static const struct { const char *machine, *name; unsigned pid, used_mib; int graphics; } processes[] = {

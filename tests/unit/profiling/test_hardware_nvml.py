@@ -232,6 +232,12 @@ def test_a_gpu_in_mig_mode_without_an_instance_is_an_error_that_says_what_to_do(
     assert "has no instance" in error_of(run_probe("mig-empty"))
 
 
+def test_a_gpu_in_mig_mode_without_an_instance_is_passed_over_where_another_can_be_used(run_probe: Prober) -> None:
+    profile = profile_of(run_probe("mig-half-empty"))
+    assert [device.uuid for device in profile.devices] == ["GPU-10000000-bbbb"]
+    assert any("(GPU 0) is in MIG mode but has no instance" in note for note in profile.notes)
+
+
 def test_a_visible_device_that_does_not_exist_is_an_error(run_probe: Prober) -> None:
     error = error_of(run_probe("rtx4090", CUDA_VISIBLE_DEVICES="3"))
     assert "CUDA_VISIBLE_DEVICES='3'" in error

@@ -14,7 +14,7 @@ from autopeft.errors import ModelError
 from autopeft.memory.pricing import price_memory
 from autopeft.memory.storage import quantization_problem
 from autopeft.methods import get_method, registry
-from autopeft.profiling._stored_format import known_formats
+from autopeft.profiling._stored_format import known_formats, stored_format
 from autopeft.profiling.hardware import load_hardware
 from autopeft.profiling.model import load_model, spec_from_config
 from autopeft.report.context import model_facts
@@ -73,6 +73,14 @@ def test_the_format_and_its_bits_are_read_from_the_configuration(name: str) -> N
     stored = stored_as(name).stored_format
     assert stored is not None
     assert (stored.name, stored.bits, stored_as(name).stored_quantization) == (name, BITS[name], name)
+
+
+def test_the_bits_of_hqq_stand_two_levels_deep_in_what_transformers_writes() -> None:
+    weights = {"nbits": 8, "group_size": 64, "axis": 1}
+    settings = {"quant_method": "hqq", "quant_config": {"weight_quant_params": weights}, "skip_modules": ["lm_head"]}
+    found = stored_format({"quantization_config": settings}, "config.json")
+    assert found is not None
+    assert (found.name, found.bits) == ("hqq", 8)
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
