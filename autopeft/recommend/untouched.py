@@ -14,12 +14,10 @@ CERTAIN_SCORE = 0.85
 """Lower end of the 95 % interval from which on a good score is believed: with 128 rows it takes 0.92."""
 
 NEAR_LOSS = 0.3
-"""Nats of a supervised token (perplexity 1.35) up to which the answers are as good as known. A judgement: after
-training on its data SmolLM2-135M-Instruct still has 0.85 on rephrased verses."""
+"""Nats of a supervised token (perplexity 1.35) up to which the answers are as good as known. A judgement."""
 
 FAR_LOSS = 3.0
-"""Nats of a supervised token (perplexity 20) from which on data is unlike what the model writes. A judgement: the two
-data sets of docs/baseline.md lie below it."""
+"""Nats of a supervised token (perplexity 20) from which on data is unlike what the model writes. A judgement."""
 
 GUESSED_SHARE = 0.9
 """Share of the loss of a uniform guess over the vocabulary from which on the model reads the data as noise."""

