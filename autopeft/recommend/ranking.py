@@ -29,6 +29,7 @@ from autopeft.specs import (
     Recommendation,
     RejectedCandidate,
 )
+from autopeft.units import format_gib
 
 MARGIN = 0.05
 """Doublings of time that a lower rank can save by itself, the adapter being a few percent of the work."""
@@ -231,8 +232,8 @@ def _notes(factory: CandidateFactory, recipe: RankedCandidate | RejectedCandidat
     if factory.data.token_counts_source == "characters":
         notes.append("token counts are estimated from characters; with a tokenizer.json lengths and steps are exact")
     if budget is not None and factory.available_bytes < budget:
-        free = f"{factory.hardware.device.name} has {factory.available_bytes} bytes free"
-        notes.append(f"the budget is {budget} bytes, but {free}, which decides")
+        free = f"{factory.hardware.device.name} has {format_gib(factory.available_bytes)} free"
+        notes.append(f"the budget is {format_gib(budget)}, but {free}, which decides")
     notes += spending_notes(factory.inputs, factory.prices, speed_is_known=factory.judge.reference()[0] is not None)
     if isinstance(recipe, RejectedCandidate):
         notes.append(f"the plain LoRA recipe is no baseline here: {recipe.reason}")

@@ -77,3 +77,9 @@ def test_more_memory_never_worsens_the_best_score_whatever_the_objective(
         else:
             scores.append(plan.candidates[0].score)
     assert scores[0] <= scores[1]
+
+
+def test_a_budget_above_the_free_memory_is_noted_in_gib(small_model, make_data, make_hardware):
+    inputs = replace(INPUTS, budget_memory_bytes=80 * GIB)
+    notes = recommend(make_hardware(24 * GIB), small_model, make_data(), inputs, seed=0).notes
+    assert any(note.startswith("the budget is 80.00 GiB, but") and "has 24.00 GiB free" in note for note in notes)
