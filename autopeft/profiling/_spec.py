@@ -62,7 +62,7 @@ def build_spec(config: Mapping[str, Any], model_id: str, origin: Origin) -> Mode
         ModelError: if the model type is unknown or a field is wrong.
     """
     inner, wrapper = text_config(config, origin.where)
-    if wrapper is None:
+    if wrapper is None and origin.format in ("folder", "hub"):  # what is given by hand may lean on the defaults
         check_stated_size(config, origin.where)
     notes: list[str] = []
     if wrapper is not None:

@@ -329,7 +329,7 @@ def test_the_memory_limit_of_a_gpu_is_given_by_its_index(job: Job, monkeypatch: 
     """torch refuses the device "cuda" without an index; this machine stands in for one GPU of 24 GiB."""
     import torch
 
-    from autopeft.training.session import _limit_cuda_memory
+    from autopeft.training.session import _limit_memory
 
     limits = []
     monkeypatch.setattr("torch.cuda.memory._lazy_init", lambda: None)
@@ -338,5 +338,5 @@ def test_the_memory_limit_of_a_gpu_is_given_by_its_index(job: Job, monkeypatch: 
     monkeypatch.setattr(
         torch._C, "_cuda_setMemoryFraction", lambda fraction, index: limits.append((fraction, index)), raising=False
     )
-    _limit_cuda_memory(replace(job, device="cuda", memory_limit_bytes=12 * 2**30 + 2**29))
+    _limit_memory(replace(job, device="cuda", memory_limit_bytes=12 * 2**30 + 2**29))
     assert limits == [(0.5, 0)]
