@@ -123,8 +123,8 @@ def _expanded_level(rows: int) -> float:
     """Returns the level at which a percentile interval of few rows is as wide as Student's.
 
     ``1 - 2 * Phi(-sqrt(n / (n - 1)) * t(0.975, n - 1))``: a resample's variance is too small by (n - 1) / n, and its
-    quantiles are the normal ones (Hesterberg, arXiv 1411.5279, recalled, unverified; the same rule as in
-    ``search.statistics``). Leaves out skewness.
+    quantiles are the normal ones (Hesterberg, "What teachers should know about the bootstrap", recalled, unverified;
+    the same rule as in ``search.statistics``). Leaves out skewness.
     """
     from scipy.stats import norm, t
 
