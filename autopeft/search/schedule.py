@@ -230,7 +230,7 @@ def _trials(task: Task, calibration: Calibration, usable: float, methods: tuple[
 def _steps_and_rungs(
     task: Task, calibration: Calibration, usable: float, methods: tuple[str, ...], trials: int
 ) -> tuple[int, tuple[int, ...]]:
-    """Returns the steps of a trial and its rungs at thirds; one, or none, where scoring costs more than it saves.
+    """Returns the steps of a trial and its rungs at thirds; one, or none, where scoring costs too much.
 
     A final training is never shorter than a trial, so a trial is no longer than what leaves room for two of those.
     """
@@ -243,7 +243,8 @@ def _steps_and_rungs(
         room = usable - trials * fixed - _finals_seconds(task, calibration, methods, 0)
         affordable = math.floor(min(shared, room / (trials * per_step + finals_per_step)))
         steps = max(floor, min(task.full_search_steps, affordable))
-        if rungs * calibration.choose_seconds <= RUNG_SHARE * steps * per_step:
+        fits = trials * (fixed + steps * per_step) + _finals_seconds(task, calibration, methods, steps) <= usable
+        if fits and rungs * calibration.choose_seconds <= RUNG_SHARE * steps * per_step:
             break
     return steps, _thirds(steps)[:rungs]
 

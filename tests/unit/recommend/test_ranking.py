@@ -206,7 +206,7 @@ def test_where_the_plain_recipe_does_not_fit_a_note_says_so(large_model, make_da
 def test_a_budget_above_the_free_memory_is_noted(small_model, make_data, make_hardware):
     inputs = replace(INPUTS, budget_memory_bytes=20 * GIB)
     plan = recommend(make_hardware(10 * GIB), small_model, make_data(token_counts_source="characters"), inputs, seed=0)
-    assert any("test GPU has 10737418240 bytes free" in note for note in plan.notes)
+    assert any("test GPU has 10.00 GiB free" in note for note in plan.notes)
     assert any("estimated from characters" in note for note in plan.notes)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from autopeft.search.schedule import (
@@ -90,6 +90,7 @@ def test_a_hopeless_budget_keeps_one_method_and_says_what_it_would_need():
     assert "but 5.0s are left" in schedule.cut[-1]
 
 
+@example(remaining=7814.0, step=100.0, fixed=0.0, choose=18.0, test=5.0, rows=42, trials=None)
 @given(
     remaining=st.floats(1, 1e6),
     step=st.floats(0.001, 100),
