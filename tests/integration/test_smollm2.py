@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from autopeft.profiling.dataset import hash_files
+from autopeft.profiling.hardware import load_hardware
+from autopeft.recommend.narrowing import device_dtype
 from autopeft.resources import cache_folder
 from autopeft.specs import Candidate, Job, RungReport, ScoreRequest, TrainOutcome, TrainRequest
 from autopeft.training.client import WorkerRunner
@@ -23,7 +25,8 @@ LORA = Candidate(
     r=8,
     lora_alpha=8.0,
     target_modules=ALL_LINEAR,
-    dtype="bfloat16",
+    # As the product chooses: in bfloat16, a processor without instructions for it takes forty times as long.
+    dtype=device_dtype(load_hardware("cpu").devices[0]),
     learning_rate=1e-3,
     per_device_batch_size=8,
     max_length=128,
@@ -118,11 +121,14 @@ def test_the_method_lowers_the_held_out_loss_and_reloads_as_scored(
 
 
 def test_loftq_starts_below_qlora_in_ci(runner: WorkerRunner, tmp_path: Path) -> None:
-    """The loss before the first step, at equal rank, and the quantization error of every layer."""
+    """The loss before the first step, at equal rank, and the quantization error of every layer.
+
+    At r 8 what is gained (0.003 on 96 rows) is lost in the noise of 24 rows; at r 32 it is ten times as much.
+    """
     starts = {}
     for name in ("qlora", "loftq"):
         # A learning rate of nothing: one step that leaves the start as it is.
-        candidate = replace(CANDIDATES[name], learning_rate=1e-30)
+        candidate = replace(CANDIDATES[name], r=32, lora_alpha=32.0, learning_rate=1e-30, per_device_batch_size=1)
         outcome = runner.train(
             TrainRequest(name=name, candidate=candidate, steps=1, rungs=(), seed=1, output_folder=str(tmp_path)), always
         )
@@ -138,7 +144,7 @@ def test_loftq_starts_below_qlora_in_ci(runner: WorkerRunner, tmp_path: Path) ->
 def test_adalora_gives_its_rank_budget_to_unequal_layers_in_ci(
     train: Callable[[Candidate, int], TrainOutcome],
 ) -> None:
-    outcome = train(CANDIDATES["adalora"], 12)
+    outcome = train(replace(CANDIDATES["adalora"], per_device_batch_size=2), 12)
     pattern = outcome.details["rank_pattern"]
     assert isinstance(pattern, dict)
     assert len(pattern) == 210
