@@ -49,7 +49,7 @@ def _cost(task: Task, calibration: Calibration, schedule) -> float:
 
 
 def _shortest_cost(task: Task, calibration: Calibration) -> float:
-    """What the first trial of every method takes at the floor, with the shortest final trainings and every test score."""
+    """What first trials at the floor, the shortest final trainings and every test score take."""
     methods = tuple(RATIOS)[: task.full_trials]
     floor = min(FLOOR_STEPS, task.full_search_steps)
     shortest = Schedule(
