@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autopeft.api import baseline, calibrate, estimate, explain, explain_plan, run, suggest
+    from autopeft.api import baseline, calibrate, convert, estimate, explain, explain_plan, merge, run, suggest
     from autopeft.errors import AutoPeftError
     from autopeft.specs import Candidate, MemoryEstimate, Recommendation, Report, Verdict
 
@@ -25,9 +25,11 @@ __all__ = [
     "__version__",
     "baseline",
     "calibrate",
+    "convert",
     "estimate",
     "explain",
     "explain_plan",
+    "merge",
     "run",
     "suggest",
 ]
@@ -35,6 +37,8 @@ __all__ = [
 _HOMES = {
     "baseline": "autopeft.api",
     "calibrate": "autopeft.api",
+    "convert": "autopeft.api",
+    "merge": "autopeft.api",
     "suggest": "autopeft.api",
     "run": "autopeft.api",
     "estimate": "autopeft.api",

@@ -8,6 +8,7 @@ from autopeft.api._baseline import baseline, describe_data
 from autopeft.api._calibrate import CalibrationResult, calibrate
 from autopeft.api._estimate import estimate, explain
 from autopeft.api._explain_plan import explain_plan
+from autopeft.api._handover import convert, merge
 from autopeft.api._plans import read_plan, write_plan
 from autopeft.api._run import run
 
@@ -15,11 +16,13 @@ __all__ = [
     "CalibrationResult",
     "baseline",
     "calibrate",
+    "convert",
     "describe_data",
     "describe_methods",
     "estimate",
     "explain",
     "explain_plan",
+    "merge",
     "read_plan",
     "run",
     "suggest",

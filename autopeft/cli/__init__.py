@@ -14,6 +14,7 @@ import click
 from autopeft.cli import _calibrate as _calibrate
 from autopeft.cli import _estimate as _estimate
 from autopeft.cli import _explain as _explain
+from autopeft.cli import _handover as _handover
 from autopeft.cli._commands import cli
 from autopeft.errors import EXIT_DONE, EXIT_ERROR, EXIT_INTERRUPTED, AutoPeftError
 

@@ -112,10 +112,20 @@ def keep_differentiable(model: Any) -> None:
 
 
 class OriginalWeights:
-    """The unquantized weights of a model folder, read one tensor at a time."""
+    """The weights of a model folder as they are stored, read one tensor at a time.
+
+    Attributes:
+        files: name of each tensor -> the file that holds it, in the order of the checkpoint.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self._files = _tensor_files(folder)
+        """Reads the headers of the folder's safetensors files.
+
+        Raises:
+            ModelError: if it has none.
+        """
+        self.files = _tensor_files(folder)
+        self._folder = folder
 
     def weight(self, module_path: str) -> torch.Tensor:
         """Returns the float32 weight ``(out_features, in_features)`` of a linear layer.
@@ -124,19 +134,43 @@ class OriginalWeights:
             ModelError: if the checkpoint has no such tensor.
         """
         import torch
+
+        return self.tensor(self.key(module_path)).to(torch.float32)
+
+    def shape(self, module_path: str) -> tuple[int, ...]:
+        """Returns the shape of a layer's weight without reading it.
+
+        Raises:
+            ModelError: if the checkpoint has no such tensor.
+        """
         from safetensors import safe_open
 
-        key = self._key(f"{module_path}.weight")
-        with safe_open(self._files[key], framework="pt") as tensors:
-            return tensors.get_tensor(key).to(torch.float32)
+        key = self.key(module_path)
+        with safe_open(self.files[key], framework="pt") as tensors:
+            return tuple(tensors.get_slice(key).get_shape())
 
-    def _key(self, wanted: str) -> str:
-        """Returns the checkpoint's key: some leave out the name of the backbone, or hold it inside another model."""
+    def tensor(self, key: str) -> torch.Tensor:
+        """Returns a tensor by its name in the checkpoint, as it is stored."""
+        from safetensors import safe_open
+
+        with safe_open(self.files[key], framework="pt") as tensors:
+            tensor: torch.Tensor = tensors.get_tensor(key)
+            return tensor
+
+    def key(self, module_path: str) -> str:
+        """Returns the checkpoint's name of a layer's weight.
+
+        Some checkpoints leave out the name of the backbone, or hold it inside another model.
+
+        Raises:
+            ModelError: if there is no such tensor.
+        """
+        wanted = f"{module_path}.weight"
         rest = wanted.partition(".")[2]
         for key in (wanted, rest, f"language_model.{wanted}", f"model.language_model.{rest}"):
-            if key in self._files:
+            if key in self.files:
                 return key
-        raise ModelError(f"the checkpoint has no tensor {wanted!r}, which LoftQ needs in its original precision")
+        raise ModelError(f"the checkpoint in {self._folder} has no tensor {wanted!r} in its original precision")
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:

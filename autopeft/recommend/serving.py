@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from autopeft.errors import UnknownNameError
@@ -39,6 +39,29 @@ class RankRule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Start:
+    """How a server is started with what was converted for it.
+
+    Attributes:
+        commands: one a line; may name {base}, {folder} (of the result), {r} and {room} (the rank it makes room for).
+        modelfile: the lines of Ollama's Modelfile, which lies in the folder of the result.
+    """
+
+    commands: list[str]
+    modelfile: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How a server is started with an adapter ("lora"), and with a whole model ("model")."""
+
+    lora: Start
+    model: Start
+    source: str
+    checked: datetime.date
+
+
+@dataclass(frozen=True, kw_only=True)
 class Server:
     """The content of a file of ``profiles/serving``.
 
@@ -46,6 +69,7 @@ class Server:
         forms: form of an adapter -> what becomes of it.
         ranks: None where any rank is taken.
         holds_nf4: whether it can load the base in bitsandbytes' nf4.
+        launch: None where nothing is started.
     """
 
     name: str
@@ -55,6 +79,7 @@ class Server:
     source: str
     checked: datetime.date
     ranks: RankRule | None = None
+    launch: Launch | None = None
 
 
 @functools.cache
@@ -104,6 +129,11 @@ def serving_claims(server: Server, candidate: Candidate, space: MethodSpace) -> 
     )
 
 
+def rank_room(rule: RankRule, rank: int) -> int:
+    """Returns the lowest value of a server's option that has room for a rank, which must not be above them all."""
+    return min(allowed for allowed in rule.allowed if allowed >= rank)
+
+
 def _served_rank(candidate: Candidate) -> int:
     """Returns the rank that a server sees: AdaLoRA's layers may keep as much as they start with."""
     return int(candidate.options.get("init_r", candidate.r or 0))
@@ -119,7 +149,7 @@ def _rank_text(server: Server, candidate: Candidate) -> str:
     rank = _served_rank(candidate)
     if server.ranks is None or not candidate.target_modules or rank <= server.ranks.default:
         return ""
-    room = min(allowed for allowed in server.ranks.allowed if allowed >= rank)
+    room = rank_room(server.ranks, rank)
     return f"{server.title} makes room for rank {server.ranks.default}: start it with {server.ranks.option} {room}"
 
 
