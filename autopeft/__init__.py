@@ -9,7 +9,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autopeft.api import baseline, calibrate, convert, estimate, explain, explain_plan, merge, run, suggest
+    from autopeft.api import (
+        baseline,
+        calibrate,
+        convert,
+        estimate,
+        explain,
+        explain_plan,
+        export_recipe,
+        merge,
+        run,
+        suggest,
+    )
     from autopeft.errors import AutoPeftError
     from autopeft.specs import Candidate, MemoryEstimate, Recommendation, Report, Verdict
 
@@ -29,6 +40,7 @@ __all__ = [
     "estimate",
     "explain",
     "explain_plan",
+    "export_recipe",
     "merge",
     "run",
     "suggest",
@@ -44,6 +56,7 @@ _HOMES = {
     "estimate": "autopeft.api",
     "explain": "autopeft.api",
     "explain_plan": "autopeft.api",
+    "export_recipe": "autopeft.api",
     "AutoPeftError": "autopeft.errors",
 }
 

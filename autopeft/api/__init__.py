@@ -8,7 +8,7 @@ from autopeft.api._baseline import baseline, describe_data
 from autopeft.api._calibrate import CalibrationResult, calibrate
 from autopeft.api._estimate import estimate, explain
 from autopeft.api._explain_plan import explain_plan
-from autopeft.api._handover import convert, merge
+from autopeft.api._handover import convert, export_recipe, merge
 from autopeft.api._plans import read_plan, write_plan
 from autopeft.api._run import run
 
@@ -22,6 +22,7 @@ __all__ = [
     "estimate",
     "explain",
     "explain_plan",
+    "export_recipe",
     "merge",
     "read_plan",
     "run",

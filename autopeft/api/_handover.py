@@ -11,8 +11,10 @@ from autopeft.resources import cache_folder
 from autopeft.specs.candidate import Dtype
 
 if TYPE_CHECKING:
+    from autopeft.handover.export.target import Export
     from autopeft.handover.merging import Merged
     from autopeft.handover.serve_card import ServeCard
+    from autopeft.specs import Recommendation
 
 LOGGER = logging.getLogger(__name__)
 
@@ -98,6 +100,31 @@ def merge(
 
     require_training_stack("merge")
     return merge_adapter(read_adapter(adapter), _base_folder(base), Path(output), dtype, max_shard_bytes)
+
+
+def export_recipe(plan: str | Path | Recommendation, *, to: str, output: str | Path, candidate: int = 1) -> Export:
+    """Writes a candidate of a plan as the configuration or script of another trainer, with the data as it takes it.
+
+    Args:
+        plan: a plan, or the path of a plan.json.
+        to: "trl", "peft", "axolotl", "llamafactory", "ms-swift" or "unsloth".
+        output: new folder.
+        candidate: its place in the plan, from 1.
+
+    Returns:
+        What was written, how it is started, and what the trainer does otherwise than the plan says.
+
+    Raises:
+        InvalidInputError: if the trainer cannot express the candidate, or the output exists.
+        UnknownNameError: if there is no such trainer.
+        DataError: if the plan's data cannot be read any more.
+    """
+    from autopeft.api._plans import read_plan
+    from autopeft.handover.export.recipe import recipe_of
+    from autopeft.handover.export.target import export_recipe as write
+
+    whole = read_plan(plan) if isinstance(plan, str | Path) else plan
+    return write(recipe_of(whole, candidate), to, Path(output))
 
 
 def _base_folder(base: str | Path) -> Path:

@@ -1,7 +1,8 @@
-"""`autopeft convert` and `autopeft merge`: what happens to a finished adapter."""
+"""`autopeft convert`, `merge` and `export-recipe`: what is handed to servers and to other trainers."""
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -13,6 +14,7 @@ from autopeft.cli._terminal import Progress, show, terminate_like_interrupt
 from autopeft.specs.candidate import Dtype
 
 if TYPE_CHECKING:
+    from autopeft.handover.export.target import Export
     from autopeft.handover.merging import Merged
     from autopeft.handover.serve_card import ServeCard
 
@@ -92,3 +94,26 @@ def _merged_text(merged: Merged) -> str:
         f"{merged.method} merged into {merged.layers} layers: {merged.folder} "
         f"({merged.files} weight files, {', '.join(merged.dtypes)}, {tokenizer})"
     )
+
+
+@cli.command("export-recipe", epilog=_EPILOG)
+@click.argument("plan", type=click.Path(dir_okay=False))
+@click.option("--to", required=True, metavar="TRAINER", help="trl, peft, axolotl, llamafactory, ms-swift or unsloth.")
+@click.option("-o", "--output", required=True, type=click.Path(file_okay=False, path_type=Path), help="New folder.")
+@click.option("--candidate", default=1, show_default=True, type=click.IntRange(min=1), help="Its place in the plan.")
+@json_option
+def export_recipe(plan: str, as_json: bool, **options: Any) -> None:
+    """Writes a candidate of PLAN as the configuration of another trainer.
+
+    PLAN is a file that `autopeft suggest -o plan.json` wrote. The folder holds the configuration or script and the
+    data as the trainer takes it. What the trainer does otherwise is said; what it cannot do is refused.
+    """
+    from autopeft import api
+
+    show(api.export_recipe(plan, **options), as_json, _export_text)
+
+
+def _export_text(export: Export) -> str:
+    lines = [f"wrote {export.folder}/{export.main}, checked with {export.target} {export.version}"]
+    lines += [f"  - {note}" for note in export.notes]
+    return "\n".join([*lines, "", f"  cd {shlex.quote(export.folder)} && {export.command}"])

@@ -1,0 +1,1 @@
+"""A plan's candidate as the configuration, or the script, of a trainer that people already use."""

@@ -1,0 +1,1 @@
+"""One trainer a module; they are found, never listed."""
