@@ -39,6 +39,11 @@ def spaces_for(methods: Iterable[str]) -> SearchSpace:
     return SearchSpace(methods={name: known[name] for name in methods})
 
 
+def suggested_methods() -> tuple[str, ...]:
+    """Returns the methods that are ranked where none was asked for, in alphabetical order."""
+    return tuple(name for name, space in all_spaces().items() if space.suggested_by_default)
+
+
 def load_space(path: Path) -> MethodSpace:
     """Returns the search space of one YAML file, checked.
 
@@ -50,6 +55,8 @@ def load_space(path: Path) -> MethodSpace:
     for name, distribution in space.parameters.items():
         problems += [f"parameter {name}: {problem}" for problem in _problems(distribution)]
     problems += [f"{name} is both searched and fixed" for name in space.parameters if name in space.fixed]
+    if space.searched_by_default and not space.suggested_by_default:
+        problems.append("searched_by_default: true needs suggested_by_default: true")
     if problems:
         raise InvalidInputError(f"{path}: " + "; ".join(problems))
     return space

@@ -72,7 +72,7 @@ class PeftMethodContract:
         quantization = space.fixed.get("quantization", "none")
         candidate = Candidate(
             method=self.method_name,
-            r=4 if self.method.has_adapter else None,
+            r=4 if "r" in space.parameters else None,
             lora_alpha=self.method.lora_alpha(4, space.scaling) if space.scaling is not None else None,
             target_modules=("down_proj", "q_proj", "v_proj") if self.method.has_adapter else (),
             quantization=quantization,  # type: ignore[arg-type]  # checked by spaces
@@ -81,6 +81,7 @@ class PeftMethodContract:
             learning_rate=1e-2,
             trainer="transformers",
         )
+        candidate = replace(candidate, options=self.method.complete_options(candidate))
         assert self.method.why_not(candidate, model, CPU) is None, "the contract's candidate must be possible"
         return candidate
 
@@ -138,8 +139,9 @@ class PeftMethodContract:
         import torch
 
         model, _, candidate = self._built(tmp_path)
+        start = self.method.snapshot(model)
         self._train(model, candidate, steps=STEPS)
-        model.save_pretrained(tmp_path / "saved")
+        self.method.save(model, tmp_path / "saved", start)
         loaded = self._loaded(tmp_path, candidate)
         with torch.no_grad():
             torch.testing.assert_close(

@@ -7,7 +7,7 @@ from typing import Any
 
 from autopeft.engine.base import torch_dtype
 from autopeft.errors import InvalidInputError
-from autopeft.methods import get_method
+from autopeft.methods import AdapterSpec, get_method
 from autopeft.specs import Candidate
 
 ADAPTER = "default"
@@ -31,7 +31,15 @@ def peft_config(candidate: Candidate, steps: int, task_type: str = "CAUSAL_LM") 
         raise InvalidInputError(
             f"method {candidate.method!r} asks for the peft type {spec.peft_type!r}, which the installed peft lacks"
         )
-    return config_class(task_type=task_type, target_modules=list(candidate.target_modules), **spec.settings)
+    return config_class(
+        task_type=task_type, target_modules=list(candidate.target_modules), **spec.settings, **_parts(spec)
+    )
+
+
+def _parts(spec: AdapterSpec) -> dict[str, Any]:
+    import peft
+
+    return {name: getattr(peft, class_name)(**settings) for name, (class_name, settings) in spec.parts.items()}
 
 
 def saved_peft_config(text: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from autopeft.errors import InvalidInputError
+from autopeft.methods import get_method
 from autopeft.specs import Candidate
 
 
@@ -20,7 +21,7 @@ def make_optimizer(model: Any, candidate: Candidate, *, foreach: bool | None = N
 
     if candidate.optimizer == "lorafa":
         return _lorafa_optimizer(model, candidate)
-    groups = _parameter_groups(model, candidate.weight_decay)
+    groups = _parameter_groups(model, candidate)
     rate = candidate.learning_rate
     if candidate.optimizer == "adamw_torch":
         return torch.optim.AdamW(groups, lr=rate, foreach=foreach)
@@ -69,12 +70,18 @@ def _bitsandbytes_optimizer(groups: list[dict[str, Any]], candidate: Candidate) 
     return classes[candidate.optimizer](groups, lr=candidate.learning_rate)
 
 
-def _parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
-    """Returns the trainable parameters, vectors (norms, biases, magnitudes) apart since they are never decayed."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if weight_decay == 0.0:
-        return [{"params": trained, "weight_decay": 0.0}]
+def _parameter_groups(model: Any, candidate: Candidate) -> list[dict[str, Any]]:
+    """Returns the trainable parameters by learning rate and weight decay.
+
+    Vectors (norms, biases, magnitudes) are never decayed; methods may train some parameters faster than others.
+    """
+    method = get_method(candidate.method)
+    groups: dict[tuple[float, float], list[Any]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decay = candidate.weight_decay if parameter.ndim >= 2 else 0.0
+            groups.setdefault((method.rate_factor(candidate, name), decay), []).append(parameter)
     return [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "lr": factor * candidate.learning_rate}
+        for (factor, decay), parameters in groups.items()
     ]

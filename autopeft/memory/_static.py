@@ -53,11 +53,17 @@ def quantized_matrix_bytes(candidate: Candidate, in_features: int, out_features:
 
 @dataclass(frozen=True, slots=True)
 class TrainedTensors:
-    """Trained tensors of one shape: ``(rows, columns)``; ``columns`` is 1 for vectors."""
+    """Trained tensors of one shape: ``(rows, columns)``; ``columns`` is 1 for vectors.
+
+    Attributes:
+        rate_factor: their learning rate as a multiple of the candidate's; the optimizer takes those of one rate
+            together.
+    """
 
     rows: int
     columns: int
     count: int
+    rate_factor: float = 1.0
 
     @property
     def entries(self) -> int:
@@ -101,7 +107,8 @@ def optimizer_temporary_bytes(
 ) -> int:
     """Returns what one optimizer step allocates and frees again.
 
-    torch's foreach AdamW takes the root of all second moments at once; its loop holds two copies of one tensor.
+    torch's foreach AdamW takes the root of all second moments of one learning rate at once; its loop holds two copies
+    of one tensor.
     Adafactor holds four float32 tensors of the size of the parameter at work. Fused kernels and bitsandbytes need
     nothing.
     """
@@ -110,4 +117,9 @@ def optimizer_temporary_bytes(
         return 16 * largest
     if candidate.optimizer != "adamw_torch":
         return 0
-    return width * (sum(each.count * each.entries for each in tensors) if foreach else 2 * largest)
+    if not foreach:
+        return width * 2 * largest
+    entries: dict[float, int] = {}
+    for each in tensors:
+        entries[each.rate_factor] = entries.get(each.rate_factor, 0) + each.count * each.entries
+    return width * max(entries.values(), default=0)

@@ -92,11 +92,14 @@ def _all_tensors(candidate: Candidate, model: ModelSpec) -> list[TrainedTensors]
 
 
 def _adapter_tensors(candidate: Candidate, layer: LinearLayer) -> list[TrainedTensors]:
-    parameters = get_method(candidate.method).layer_parameters(candidate, layer)
+    method = get_method(candidate.method)
+    parameters = method.layer_parameters(candidate, layer)
     rank = parameters // (layer.in_features + layer.out_features)
     rest = parameters - rank * (layer.in_features + layer.out_features)
-    shapes = (rank, layer.in_features), (layer.out_features, rank)
-    found = [TrainedTensors(*shape, layer.count) for shape in shapes]
+    factors = {"lora_A": (rank, layer.in_features), "lora_B": (layer.out_features, rank)}
+    found = [
+        TrainedTensors(*shape, layer.count, method.rate_factor(candidate, name)) for name, shape in factors.items()
+    ]
     return [*found, TrainedTensors(rest, 1, layer.count)] if rest else found
 
 

@@ -58,6 +58,16 @@ class UnsupportedArchitectureError(ModelError):
         )
 
 
+class UnsupportedMethodError(ModelError):
+    """The closed form does not know the method's step."""
+
+    def __init__(self, method: str) -> None:
+        super().__init__(
+            f"{unknown_step(method)}, so that only a trace can price it; install 'autopeft[train]' to trace it, or "
+            "choose another method"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class _Group:
     """What candidates of one structure and rank share.
@@ -173,6 +183,7 @@ def estimate_memory(
 
     Raises:
         UnsupportedArchitectureError: if the closed form does not know the model; see ``covers``.
+        UnsupportedMethodError: if it does not know a method's step.
     """
     return estimate_many([candidate], model, device, sequence_length=sequence_length).estimate(0)
 
@@ -188,6 +199,7 @@ def estimate_many(
 
     Raises:
         UnsupportedArchitectureError: if the closed form does not know the model; see ``covers``.
+        UnsupportedMethodError: if it does not know a method's step.
 
     Args:
         candidates: of any methods.
@@ -198,6 +210,9 @@ def estimate_many(
     reason = covers(model)
     if reason is not None:
         raise UnsupportedArchitectureError(model, reason)
+    for method in dict.fromkeys(each.method for each in candidates):
+        if unknown_step(method) is not None:
+            raise UnsupportedMethodError(method)
     lengths = np.broadcast_to(np.asarray(sequence_length, dtype=np.int64), (len(candidates),))
     groups, group_of = _grouped(candidates, lengths, model, device)
     rows = np.fromiter((each.per_device_batch_size for each in candidates), np.int64, len(candidates))
@@ -317,3 +332,9 @@ def covers(model: ModelSpec) -> str | None:
     ``autopeft.memory.pricing.price_memory`` traces what it does not cover.
     """
     return why_unknown(model)
+
+
+def unknown_step(method: str) -> str | None:
+    """Returns why the closed form does not know a method's step, in one clause; None if it does."""
+    known = get_method(method)
+    return None if known.closed_form else f"the closed form does not know a step of {known.title}"

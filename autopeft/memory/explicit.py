@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from autopeft.errors import AutoPeftError, InvalidInputError, UnknownNameError
-from autopeft.memory.closed_form import covers, estimate_memory
+from autopeft.memory.closed_form import covers, estimate_memory, unknown_step
 from autopeft.methods import get_method
 from autopeft.profiling.model import resolve_target_modules
 from autopeft.spaces import all_spaces
@@ -92,9 +92,9 @@ def explicit_candidate(model: ModelSpec, adapter: Mapping[str, Any], rest: Candi
         if given:
             raise InvalidInputError(f"method {method.name!r} has no adapter; leave out {', '.join(given)}")
         return replace(rest, method=method.name)
-    r = DEFAULT_RANK if adapter["r"] is None else adapter["r"]
+    r = _rank_of(method.name, adapter["r"])
     alpha = adapter["lora_alpha"]
-    if alpha is None:
+    if alpha is None and r is not None:
         alpha = method.lora_alpha(r, all_spaces()[method.name].scaling or 1.0)
     targets = adapter["target_modules"]
     settings = dict(adapter) | {
@@ -105,6 +105,15 @@ def explicit_candidate(model: ModelSpec, adapter: Mapping[str, Any], rest: Candi
     }
     candidate = replace(rest, **settings)
     return replace(candidate, options=method.complete_options(candidate))
+
+
+def _rank_of(method: str, asked: int | None) -> int | None:
+    """Returns the rank of an adapter; None for a method without one."""
+    if "r" in all_spaces()[method].parameters:
+        return DEFAULT_RANK if asked is None else asked
+    if asked is not None:
+        raise InvalidInputError(f"method {method!r} has no rank; leave out r")
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +142,7 @@ class Tracing:
             return "the closed form knows no packed rows"
         if candidate.optimizer == "lorafa":
             return "the closed form does not know LoRA-FA's optimizer"
-        return covers(model)
+        return covers(model) or unknown_step(candidate.method)
 
 
 def estimate_explicit(

@@ -7,7 +7,13 @@ from dataclasses import dataclass, fields, replace
 from operator import attrgetter
 
 from autopeft.errors import MissingExtraError
-from autopeft.memory.closed_form import UnsupportedArchitectureError, covers, estimate_memory
+from autopeft.memory.closed_form import (
+    UnsupportedArchitectureError,
+    UnsupportedMethodError,
+    covers,
+    estimate_memory,
+    unknown_step,
+)
 from autopeft.memory.storage import priced_as_stored
 from autopeft.specs import Candidate, Device, MemoryEstimate, ModelSpec
 
@@ -28,14 +34,15 @@ def price_memory(
 
     Args:
         candidate: what is trained.
-        model: its base model; one that the closed form does not know is traced, half a second for each candidate that
-            differs in anything that takes memory.
+        model: its base model; one that the closed form does not know is traced, as is a method that it does not know:
+            half a second for each candidate that differs in anything that takes memory.
         device: what trains; None means an unnamed CUDA device of unknown speed.
         sequence_length: tokens of a row, padding included.
 
     Raises:
         UnsupportedArchitectureError: if the closed form does not know the model and the training stack, which tracing
             takes, is not installed.
+        UnsupportedMethodError: likewise for the method.
     """
     candidate, remark = priced_as_stored(candidate, model)
     estimate = _priced(_Request(candidate, model, device, sequence_length))
@@ -68,7 +75,8 @@ class _Request:
 
 
 def _priced(request: _Request) -> MemoryEstimate:
-    reason = covers(request.model)
+    of_model = covers(request.model)
+    reason = of_model or unknown_step(request.candidate.method)
     if reason is None:
         return estimate_memory(
             request.candidate, request.model, request.device, sequence_length=request.sequence_length
@@ -76,7 +84,9 @@ def _priced(request: _Request) -> MemoryEstimate:
     try:
         estimate = _traced(request)
     except MissingExtraError as error:
-        raise UnsupportedArchitectureError(request.model, reason) from error
+        if of_model is None:
+            raise UnsupportedMethodError(request.candidate.method) from error
+        raise UnsupportedArchitectureError(request.model, of_model) from error
     return replace(estimate, assumptions=(f"traced, since {reason}", *estimate.assumptions))
 
 

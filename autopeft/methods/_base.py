@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from autopeft.specs import Candidate, Device, LinearLayer, ModelSpec
@@ -22,10 +23,12 @@ class AdapterSpec:
     Attributes:
         peft_type: peft's name of the configuration: "LORA", "ADALORA".
         settings: keyword arguments of that configuration class, without task type and target modules.
+        parts: arguments that are configurations themselves: name -> (class in peft, its arguments).
     """
 
     peft_type: str
     settings: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)
 
 
 MANY_STEPS = 10_000
@@ -65,10 +68,11 @@ class MethodContext:
 class PeftMethod(ABC):
     """A fine-tuning method.
 
-    Life cycle of one training: ``adapter_spec`` -> the engine injects the adapter -> ``prepare`` -> every step:
-    forward, ``extra_loss`` added, backward, optimizer step, ``after_optimizer_step`` -> ``details`` -> the adapter
-    is saved. Nothing outside the hooks ``prepare``, ``extra_loss``, ``after_optimizer_step`` and ``details`` may
-    import the training stack. A method holds no state: it may be used by several trainings at once.
+    Life cycle of one training: ``adapter_spec`` -> the engine injects the adapter -> ``prepare`` -> ``snapshot`` ->
+    every step: forward, ``extra_loss`` added, backward, optimizer step, ``after_optimizer_step`` -> ``details`` ->
+    ``save``. Nothing outside the hooks ``prepare``, ``snapshot``, ``extra_loss``, ``after_optimizer_step``,
+    ``details`` and ``save`` may import the training stack. A method holds no state: it may be used by several
+    trainings at once.
 
     Attributes:
         name: registry name, the module's and the YAML's.
@@ -76,6 +80,8 @@ class PeftMethod(ABC):
         paper: where it was published.
         update_rule: the changed weight as a formula.
         has_adapter: False for methods that train the base weights themselves.
+        closed_form: False where the closed form of ``autopeft.memory`` does not know the method's step, so that it is
+            traced.
     """
 
     name: ClassVar[str]
@@ -83,6 +89,7 @@ class PeftMethod(ABC):
     paper: ClassVar[str]
     update_rule: ClassVar[str]
     has_adapter: ClassVar[bool] = True
+    closed_form: ClassVar[bool] = True
 
     @abstractmethod
     def adapter_spec(self, candidate: Candidate, steps: int) -> AdapterSpec | None:
@@ -108,6 +115,11 @@ class PeftMethod(ABC):
     def complete_options(self, candidate: Candidate) -> dict[str, Any]:
         """Returns the method's options with those filled in that follow from others (AdaLoRA's initial rank)."""
         return dict(candidate.options)
+
+    def rate_factor(self, candidate: Candidate, parameter_name: str) -> float:
+        """Returns the learning rate of a trained parameter as a multiple of the candidate's."""
+        del candidate, parameter_name
+        return 1.0
 
     def why_not(self, candidate: Candidate, model: ModelSpec, device: Device) -> str | None:
         """Returns why the method cannot train this candidate on this device, in one sentence; None if it can."""
@@ -147,6 +159,11 @@ class PeftMethod(ABC):
         del model, context
         return {}
 
+    def snapshot(self, model: Any) -> dict[str, torch.Tensor] | None:
+        """Hook: returns what ``save`` needs of the prepared, untrained adapter, on the host; None for nothing."""
+        del model
+        return None
+
     def extra_loss(self, model: Any, context: MethodContext) -> torch.Tensor | None:
         """Hook: returns a scalar that is added to the loss of each optimizer step; None for nothing."""
         del model, context
@@ -160,6 +177,18 @@ class PeftMethod(ABC):
         """Hook: returns what the trained adapter looks like, for the result."""
         del model
         return {}
+
+    def save(self, model: Any, folder: Path, snapshot: dict[str, torch.Tensor] | None) -> None:
+        """Hook: writes the trained adapter, or the whole model, so that it stands on the untouched base.
+
+        Args:
+            model: trained.
+            folder: where to.
+            snapshot: what ``snapshot`` returned.
+        """
+        del snapshot
+        # The vocabulary is never changed; left to itself, peft asks the hub whether it was.
+        model.save_pretrained(folder, **({"save_embedding_layers": False} if self.has_adapter else {}))
 
 
 def low_rank_parameters(r: int, layer: LinearLayer) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from autopeft.errors import NothingFitsError
-from autopeft.methods import get_method, method_names
+from autopeft.methods import get_method
 from autopeft.recommend.advice import SMALL_ROWS, lower_ranks
 from autopeft.recommend.candidates import CandidateFactory, Pricer
 from autopeft.recommend.devices import device_notes
@@ -16,6 +16,7 @@ from autopeft.recommend.scoring import HALVED_RANK_POINTS
 from autopeft.recommend.shortage import shortage_text
 from autopeft.recommend.shortening import shorter_lengths
 from autopeft.recommend.spending import spending_notes
+from autopeft.spaces import suggested_methods
 from autopeft.specs import (
     Baseline,
     Candidate,
@@ -115,7 +116,7 @@ def _judged(factory: CandidateFactory) -> Judged:
     """Returns the best candidate of every method and storage of the base, and what was rejected."""
     ranked: list[RankedCandidate] = []
     rejected: list[RejectedCandidate] = []
-    for name in dict.fromkeys(factory.inputs.methods or method_names()):
+    for name in dict.fromkeys(factory.inputs.methods or suggested_methods()):
         get_method(name)
         for quantization in factory.drafts.quantizations(name):
             answer = best_of_variant(factory, name, quantization)
@@ -130,9 +131,9 @@ def _lacks_memory(rejected: Sequence[RejectedCandidate]) -> bool:
 
 
 def _not_asked_for(asked: tuple[str, ...]) -> list[RejectedCandidate]:
-    """Returns the methods that the user left out, so that a plan speaks of every known method."""
+    """Returns the methods that the user left out of those that are ranked by default."""
     reason = f"not asked for (--method {', '.join(dict.fromkeys(asked))})"
-    left_out = [name for name in method_names() if name not in asked] if asked else []
+    left_out = [name for name in suggested_methods() if name not in asked] if asked else []
     return [RejectedCandidate(method=name, variant="all", reason=reason) for name in left_out]
 
 

@@ -109,10 +109,11 @@ def serving_problem(server: Server, candidate: Candidate, space: MethodSpace) ->
             f"known forms: {', '.join(sorted(server.forms))})"
         )
     if rule.verdict == "refused":
-        return _text(rule, candidate)
-    if server.ranks is not None and _served_rank(candidate) > max(server.ranks.allowed):
+        return _text(rule, candidate, space)
+    rank = _served_rank(candidate, space)
+    if server.ranks is not None and rank > max(server.ranks.allowed):
         return (
-            f"rank {_served_rank(candidate)} is above {max(server.ranks.allowed)}, the highest that {server.title} "
+            f"rank {rank} is above {max(server.ranks.allowed)}, the highest that {server.title} "
             f"takes ({server.ranks.option})"
         )
     return None
@@ -121,7 +122,7 @@ def serving_problem(server: Server, candidate: Candidate, space: MethodSpace) ->
 def serving_claims(server: Server, candidate: Candidate, space: MethodSpace) -> tuple[Claim, ...]:
     """Returns what has to be done so that a server serves what a candidate trains; empty if nothing has."""
     rule = server.forms[space.adapter_form]
-    texts = [_text(rule, candidate), _rank_text(server, candidate), _base_text(server, candidate, space)]
+    texts = [_text(rule, candidate, space), _rank_text(server, candidate, space), _base_text(server, candidate, space)]
     return tuple(
         Claim(about="serve", text=text, basis="computed", source=f"profiles/serving/{server.name}.yaml")
         for text in texts
@@ -134,19 +135,20 @@ def rank_room(rule: RankRule, rank: int) -> int:
     return min(allowed for allowed in rule.allowed if allowed >= rank)
 
 
-def _served_rank(candidate: Candidate) -> int:
+def _served_rank(candidate: Candidate, space: MethodSpace) -> int:
     """Returns the rank that a server sees: AdaLoRA's layers may keep as much as they start with."""
-    return int(candidate.options.get("init_r", candidate.r or 0))
+    times = 2 if space.adapter_form == "doubled_rank" else 1
+    return times * int(candidate.options.get("init_r", candidate.r or 0))
 
 
-def _text(rule: FormRule, candidate: Candidate) -> str:
-    rank, alpha = _served_rank(candidate), candidate.lora_alpha or 0.0
+def _text(rule: FormRule, candidate: Candidate, space: MethodSpace) -> str:
+    rank, alpha = _served_rank(candidate, space), candidate.lora_alpha or 0.0
     root = math.sqrt(rank)
     return rule.how.format(rank=rank, root=root, alpha=alpha * root)
 
 
-def _rank_text(server: Server, candidate: Candidate) -> str:
-    rank = _served_rank(candidate)
+def _rank_text(server: Server, candidate: Candidate, space: MethodSpace) -> str:
+    rank = _served_rank(candidate, space)
     if server.ranks is None or not candidate.target_modules or rank <= server.ranks.default:
         return ""
     room = rank_room(server.ranks, rank)

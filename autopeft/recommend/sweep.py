@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from autopeft.memory.closed_form import EstimateArrays, covers, estimate_many
 from autopeft.memory.rates import device_rates
 from autopeft.memory.timing import flops_of_load, seconds_of_load
-from autopeft.methods import method_names
+from autopeft.methods import get_method
 from autopeft.recommend.batch import divisors
 from autopeft.recommend.candidates import CandidateFactory
 from autopeft.recommend.pareto import on_front
 from autopeft.recommend.scoring import score_terms
+from autopeft.spaces import suggested_methods
 from autopeft.specs import Candidate, OptionValue
 
 Floats = NDArray[np.float64]
@@ -79,11 +80,12 @@ def sweep(factory: CandidateFactory, candidates: Sequence[Candidate]) -> Sweep:
 def every_form(factory: CandidateFactory) -> list[Candidate]:
     """Returns every rank, target, split of the batch and use of checkpointing, of all methods that can work here.
 
-    Learning rates and dropout stay at their recommended values.
+    Methods whose step the closed form does not know are left out. Learning rates and dropout stay at their recommended
+    values.
     """
     forms = []
-    for method in factory.inputs.methods or method_names():
-        if factory.why_not(method) is not None:
+    for method in factory.inputs.methods or suggested_methods():
+        if not get_method(method).closed_form or factory.why_not(method) is not None:
             continue
         space = factory.allowed(method).parameters
         knobs = [name for name in ("quantization", "r", "target_modules") if name in space]

@@ -71,9 +71,11 @@ class MethodSpace:
             nothing was measured fairly.
         situations: where the method is expected to gain or lose beyond that.
         adapter_form: what is saved, by which the files of ``profiles/serving`` say how it is served: "lora" (plain),
-            "rank_scaled" (another scale than alpha / r), "magnitude", "singular_values", "quantized_base" (fits the
-            quantized base alone), "whole_model". "unknown" is served nowhere.
+            "doubled_rank" (plain, of twice the trained rank), "rank_scaled" (another scale than alpha / r),
+            "magnitude", "singular_values", "shared_rows" (MiSS), "quantized_base" (fits the quantized base alone),
+            "not_lora", "whole_model". "unknown" is served nowhere.
         searched_by_default: False for a method that is searched only when asked for (full fine-tuning).
+        suggested_by_default: False for a method that is neither ranked nor searched unless it is asked for.
         sources: where the figures come from.
     """
 
@@ -89,6 +91,7 @@ class MethodSpace:
     situations: tuple[Situation, ...] = ()
     adapter_form: str = "unknown"
     searched_by_default: bool = True
+    suggested_by_default: bool = True
     sources: tuple[str, ...] = ()
 
     @property

@@ -44,7 +44,11 @@ _WITH_STATISTICS = ("cuda", "xpu")
 
 @dataclass(slots=True)
 class TrainLog:
-    """What one training has come to so far; it outlives an exception."""
+    """What one training has come to so far; it outlives an exception.
+
+    Attributes:
+        start: what the method wants to remember of the untrained adapter, to save it.
+    """
 
     begin: float = field(default_factory=time.monotonic)
     curve: list[RungReport] = field(default_factory=list)
@@ -54,6 +58,7 @@ class TrainLog:
     first_step_seconds: float | None = None
     details: dict[str, object] = field(default_factory=dict)
     trainable_parameters: int | None = None
+    start: dict[str, Any] | None = None
 
 
 class Session:
@@ -147,7 +152,7 @@ class Session:
         scores = self._score(parts.model, "choose", request.candidate)
         if not watch.pruned:
             log.curve.append(_report(watch.steps_done, trainer.tokens, scores, train_loss, watch.train_seconds))
-        folder = self._save(parts.model, request)
+        folder = self._save(parts.model, request, log)
         status: Literal["pruned", "complete"] = "pruned" if watch.pruned else "complete"
         return outcome_of(status, log, scores=scores, adapter_folder=folder, peak=peak_bytes(self.job.device))
 
@@ -167,6 +172,7 @@ class Session:
         set_seed(request.seed)
         model = inject(base, candidate, request.steps)
         log.details |= method.prepare(model, context)
+        log.start = method.snapshot(model)
         if candidate.activation_checkpointing:
             enable_checkpointing(model)
         log.trainable_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -195,14 +201,12 @@ class Session:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         return Collator(self.tokenizer.pad_token_id, keeps_logits=keeps_logits(base))
 
-    def _save(self, model: Any, request: TrainRequest) -> str:
+    def _save(self, model: Any, request: TrainRequest, log: TrainLog) -> str:
         folder = Path(request.output_folder)
         _name_base(model, self.job)
-        if get_method(request.candidate.method).has_adapter:
-            # The vocabulary is never changed; left to itself, peft asks the hub whether it was.
-            model.save_pretrained(folder, save_embedding_layers=False)
-        else:
-            model.save_pretrained(folder)
+        method = get_method(request.candidate.method)
+        method.save(model, folder, log.start)
+        if not method.has_adapter:
             self.tokenizer.save_pretrained(folder)
         return str(folder)
 

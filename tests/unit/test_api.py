@@ -28,6 +28,7 @@ from autopeft.errors import (
 )
 from autopeft.methods import method_names
 from autopeft.search import Event
+from autopeft.spaces import suggested_methods
 from autopeft.specs import Recommendation, to_dict
 
 Suggest = Callable[..., Recommendation]
@@ -130,7 +131,7 @@ def test_suggest_prints_nothing_and_writes_nothing(
     assert capfd.readouterr() == ("", "")
     assert [path.name for path in rows.parent.iterdir()] == ["rows.jsonl"]
     assert {entry.candidate.method for entry in plan.candidates} | {entry.method for entry in plan.rejected} == set(
-        method_names()
+        suggested_methods()
     )
 
 

@@ -198,7 +198,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that the page on adding a method describes."""
     folder = tmp_path_factory.mktemp("plugins")
     files = dict(NAMED_FILE.findall(read("docs/adding-a-method.md")))
-    assert set(files) == {"methods/miss.py", "search_spaces/miss.yaml", "test_miss.py"}
+    assert set(files) == {"methods/ortho.py", "search_spaces/ortho.yaml", "test_ortho.py"}
     for name, text in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
@@ -220,21 +220,21 @@ def run_python(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
 
 def test_the_method_of_the_page_is_registered_and_recommended(plugin: Path) -> None:
     arguments = ["--model", "llama-3.1-8b", "--data", "data/kjv_to_web.jsonl", "--hardware", "a100-80gb"]
-    done = run_python(plugin, "-m", "autopeft", "suggest", *arguments, "--method", "miss")
+    done = run_python(plugin, "-m", "autopeft", "suggest", *arguments, "--method", "ortho")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^1 +miss +32 ", done.stdout, re.MULTILINE), done.stdout
+    assert re.search(r"^1 +ortho +\d+ ", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_the_method_of_the_page_is_searched(plugin: Path, tmp_path: Path) -> None:
-    inputs = ["--model", "smollm2-135m-instruct", "--data", "data/kjv_to_web.jsonl", "--method", "miss"]
+    inputs = ["--model", "smollm2-135m-instruct", "--data", "data/kjv_to_web.jsonl", "--method", "ortho"]
     limits = ["--dry-run", "--trials", "2", "--output", str(tmp_path / "run")]
     done = run_python(plugin, "-m", "autopeft", "run", *inputs, *limits)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "run" / "results.jsonl").read_text(encoding="utf-8").count('"method":"miss"') >= 3
+    assert (tmp_path / "run" / "results.jsonl").read_text(encoding="utf-8").count('"method":"ortho"') >= 3
 
 
 def test_the_method_of_the_page_holds_the_contract(plugin: Path) -> None:
     options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull]
-    done = run_python(plugin, "-m", "pytest", *options, str(plugin / "test_miss.py"))
+    done = run_python(plugin, "-m", "pytest", *options, str(plugin / "test_ortho.py"))
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout

@@ -14,7 +14,7 @@ from optuna.distributions import FloatDistribution, IntDistribution
 
 from autopeft.errors import InvalidInputError, UnknownNameError
 from autopeft.methods import method_names
-from autopeft.spaces import all_spaces, is_candidate_field, load_space, spaces_for
+from autopeft.spaces import all_spaces, is_candidate_field, load_space, spaces_for, suggested_methods
 from autopeft.specs import MethodSpace
 
 VALID: dict[str, Any] = {
@@ -49,8 +49,10 @@ def test_every_space_belongs_to_a_method() -> None:
     assert set(all_spaces()) == set(method_names())
 
 
-def test_only_full_fine_tuning_waits_to_be_asked_for() -> None:
-    assert [name for name, space in all_spaces().items() if not space.searched_by_default] == ["full"]
+def test_five_methods_are_searched_and_six_suggested_unless_others_are_asked_for() -> None:
+    searched = {name for name, space in all_spaces().items() if space.searched_by_default}
+    assert searched == {"adalora", "dora", "loftq", "lora", "rslora"}
+    assert set(suggested_methods()) == searched | {"full"}
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -75,6 +77,7 @@ def test_a_valid_file_is_read(tmp_path: Path) -> None:
     [
         ((), {"method": "other"}, "method is 'other', but the file is mine.yaml"),
         ((), {"fixed": {"r": 8}}, "r is both searched and fixed"),
+        ((), {"suggested_by_default": False}, "searched_by_default: true needs suggested_by_default: true"),
         (("parameters", "r"), {"default": 5}, r"parameter r: default 5 is not among the choices \[4, 8\]"),
         (("parameters", "r"), {"low": 1}, "parameter r: type categorical takes choices, and neither low nor high"),
         (("parameters", "learning_rate"), {"default": 1.0}, "default 1.0 lies outside 1e-05 to 0.01"),

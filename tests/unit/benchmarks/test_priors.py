@@ -51,7 +51,7 @@ def test_the_points_that_scores_use_are_the_fitted_ones():
     assert round(effects["attention"].points, 1) == -scoring.ATTENTION_ONLY_POINTS
 
 
-@pytest.mark.parametrize("method", ["adalora", "dora", "loftq"])
+@pytest.mark.parametrize("method", ["adalora", "dora", "loftq", "miss", "pissa"])
 def test_half_of_a_methods_effect_is_counted_on_and_of_the_tuned_one_where_there_is_one(method):
     effect = shipped_priors().quality.effects[method]
     found = effect.points if effect.tuned_points is None else effect.tuned_points

@@ -9,17 +9,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from autopeft.memory._static import TrainedTensors, optimizer_state_bytes, quantized_matrix_bytes
-from autopeft.memory.closed_form import UnsupportedArchitectureError, covers, estimate_many, estimate_memory
+from autopeft.memory.closed_form import (
+    UnsupportedArchitectureError,
+    UnsupportedMethodError,
+    covers,
+    estimate_many,
+    estimate_memory,
+)
 from autopeft.memory.overhead import WORKSPACES, workspace_bytes
 from autopeft.methods import get_method, method_names
 from autopeft.specs import Candidate, Device
+from autopeft.specs.targets import adapted_layers
 
 CPU = Device(name="test", kind="cpu", total_memory_bytes=2**34, free_memory_bytes=2**34)
+KNOWN = [name for name in method_names() if get_method(name).closed_form]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    method=st.sampled_from(method_names()),
+    method=st.sampled_from(KNOWN),
     quantization=st.sampled_from(["none", "int8", "nf4"]),
     rows=st.integers(1, 16),
     length=st.integers(8, 2048),
@@ -51,7 +59,7 @@ def test_components_sum_to_the_peak_which_is_the_largest_phase(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(method=st.sampled_from(method_names()), length=st.integers(16, 1024), rows=st.integers(1, 8))
+@given(method=st.sampled_from(KNOWN), length=st.integers(16, 1024), rows=st.integers(1, 8))
 def test_more_tokens_never_need_less_memory(llama, make_candidate, method, length, rows):
     quantization = "nf4" if method == "loftq" else "none"
     small = make_candidate(method, quantization=quantization, per_device_batch_size=rows)
@@ -118,7 +126,7 @@ def test_full_tuning_in_bfloat16_holds_ten_bytes_a_parameter_at_the_optimizer(ll
     assert found.phases["optimizer"] == 10 * llama.parameter_count + WORKSPACES * workspace_bytes(None)
 
 
-@pytest.mark.parametrize("method", method_names())
+@pytest.mark.parametrize("method", KNOWN)
 def test_it_counts_the_parameters_that_the_method_counts(llama, make_candidate, method):
     candidate = make_candidate(method, quantization="nf4" if method == "loftq" else "none")
     found = estimate_memory(candidate, llama, None, sequence_length=64)
@@ -201,3 +209,20 @@ def test_it_imports_nothing_of_the_training_stack():
     code = f"import sys, autopeft.memory.closed_form; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("method", ["ia3", "miss", "oft", "vera"])
+def test_it_refuses_a_method_whose_step_it_does_not_know(llama, make_candidate, method):
+    with pytest.raises(UnsupportedMethodError, match=f"does not know a step of {get_method(method).title}.*trace"):
+        estimate_memory(make_candidate(method), llama, None, sequence_length=64)
+
+
+def test_the_optimizer_takes_the_root_of_the_moments_of_one_learning_rate_at_a_time(llama, make_candidate):
+    """LoRA+ has two: what is free at a time is that of the larger factors, 4 bytes an entry."""
+    lora, plus = (
+        estimate_memory(make_candidate(name), llama, None, sequence_length=64).phase_components["optimizer"]
+        for name in ("lora", "loraplus")
+    )
+    layers = adapted_layers(llama, make_candidate("lora").target_modules)
+    sizes = [sum(each.count * getattr(each, side) for each in layers) for side in ("in_features", "out_features")]
+    assert (lora["temporaries"], plus["temporaries"]) == (4 * 8 * sum(sizes), 4 * 8 * max(sizes))

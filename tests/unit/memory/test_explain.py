@@ -13,9 +13,9 @@ from autopeft.memory.closed_form import estimate_memory
 from autopeft.memory.dominance import dominant_sentences, quantization_sentences
 from autopeft.memory.explain import Case, explain
 from autopeft.memory.levers import LEVERS, nf4_problem
-from autopeft.methods import method_names
 from autopeft.profiling.hardware import load_hardware
 from autopeft.profiling.model import load_model, resolve_target_modules
+from autopeft.spaces import suggested_methods
 from autopeft.specs import Candidate, Explanation, MemoryEstimate, from_json, to_json
 from autopeft.units import GIB
 
@@ -52,7 +52,7 @@ def required(asked: Case, settings_: dict[str, Any]) -> int:
 
 CASES = st.builds(
     case,
-    method=st.sampled_from([name for name in method_names() if name != "loftq"]),
+    method=st.sampled_from([name for name in suggested_methods() if name != "loftq"]),
     available=st.integers(1, 80).map(lambda gib: gib * GIB),
     per_device_batch_size=st.integers(1, 12),
     trainer=st.sampled_from(["trl", "transformers"]),

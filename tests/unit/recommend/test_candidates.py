@@ -44,7 +44,7 @@ def test_alpha_follows_from_rank_and_scaling(factory):
 @given(data=st.data())
 def test_a_candidate_is_rebuilt_from_its_values(small_model, make_data, make_hardware, data):
     factory = CandidateFactory(small_model, make_data(), make_hardware(16 * GIB), INPUTS)
-    method = data.draw(st.sampled_from(method_names()))
+    method = data.draw(st.sampled_from([name for name in method_names() if get_method(name).closed_form]))
     values = {}
     for name, knob in factory.allowed(method).parameters.items():
         values[name] = data.draw(
@@ -191,7 +191,7 @@ def test_the_plain_recipe_is_the_fields(factory):
 
 
 def test_the_smallest_form_is_not_larger_than_the_recommended_one(factory, small_model):
-    for name in method_names():
+    for name in (name for name in method_names() if get_method(name).closed_form):
         for quantization in factory.drafts.quantizations(name):
             smallest = factory.variant(name, quantization).smallest
             candidate = factory.drafts.smallest(name, quantization)

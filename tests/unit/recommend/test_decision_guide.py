@@ -6,7 +6,7 @@ import pytest
 
 from autopeft.errors import NothingFitsError
 from autopeft.memory.closed_form import estimate_memory
-from autopeft.methods import get_method, method_names
+from autopeft.methods import get_method
 from autopeft.profiling.hardware import load_hardware
 from autopeft.profiling.model import load_model, spec_from_config
 from autopeft.recommend import CandidateFactory, recommend
@@ -179,7 +179,7 @@ def test_little_data_is_told_to_be_repeated_with_another_seed(advise):
     assert not any("another --seed" in note for note in advise(SMALL_LLAMA, "rtx-4090", 5000).notes)
 
 
-@pytest.mark.parametrize("method", [name for name in method_names() if get_method(name).has_adapter])
+@pytest.mark.parametrize("method", [name for name, space in all_spaces().items() if "r" in space.parameters])
 @pytest.mark.parametrize("task", ["chat", "continued_pretraining"])
 def test_twice_the_data_never_lowers_the_advised_rank(small_model, make_data, make_hardware, method, task):
     ranks = []

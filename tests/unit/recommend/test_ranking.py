@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from autopeft.errors import NothingFitsError, UnknownNameError
 from autopeft.memory.closed_form import estimate_memory
-from autopeft.methods import method_names
 from autopeft.profiling.hardware import hardware_names, load_hardware
 from autopeft.recommend import CandidateFactory, price_best, recommend, reprice
 from autopeft.recommend.scoring import ScoreParts, score
+from autopeft.spaces import suggested_methods
 from autopeft.specs import PlanInputs, Recommendation, from_json, to_json
 
 GIB = 2**30
@@ -29,7 +29,7 @@ def methods_of(plan):
 def test_every_method_is_a_candidate_or_rejected_with_a_reason(large_model, make_data, make_hardware):
     for free_gib in (8, 16, 80):
         plan = recommend(make_hardware(free_gib * GIB), large_model, make_data(), INPUTS, seed=0)
-        assert methods_of(plan) == set(method_names())
+        assert methods_of(plan) == set(suggested_methods())
         assert all(entry.reason for entry in plan.rejected)
 
 
@@ -40,11 +40,11 @@ def test_both_storages_of_the_base_are_candidates_of_their_own(plan):
 
 def test_only_the_methods_asked_for_are_judged(small_model, make_data, make_hardware):
     plan = recommend(make_hardware(), small_model, make_data(), replace(INPUTS, methods=("dora", "lora")), seed=0)
-    assert methods_of(plan) == set(method_names())
+    assert methods_of(plan) == set(suggested_methods())
     judged = {entry.candidate.method for entry in plan.candidates}
     left_out = {entry.method: (entry.variant, entry.reason) for entry in plan.rejected if entry.method not in judged}
     assert judged == {"dora", "lora"}
-    assert left_out == dict.fromkeys(set(method_names()) - judged, ("all", "not asked for (--method dora, lora)"))
+    assert left_out == dict.fromkeys(set(suggested_methods()) - judged, ("all", "not asked for (--method dora, lora)"))
 
 
 def test_an_unknown_method_is_named_with_the_closest(small_model, make_data, make_hardware):

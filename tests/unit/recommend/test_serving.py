@@ -6,7 +6,7 @@ import pytest
 from autopeft.errors import InvalidInputError, NothingFitsError, UnknownNameError
 from autopeft.recommend import CandidateFactory, recommend
 from autopeft.recommend.serving import server_named, servers, serving_claims, serving_problem
-from autopeft.spaces import all_spaces
+from autopeft.spaces import all_spaces, suggested_methods
 from autopeft.specs import PlanInputs, RejectedCandidate
 
 INPUTS = PlanInputs(model="m", data="d")
@@ -57,7 +57,7 @@ def test_adapter_servers_refuse_dora_and_name_merging(plans, name):
 
 
 def test_a_merged_model_can_come_of_every_method(plans):
-    assert kept(plans["merged"]) == set(all_spaces())
+    assert kept(plans["merged"]) == set(suggested_methods())
 
 
 @pytest.mark.parametrize("name", ["sglang", "llamacpp", "ollama"])
@@ -108,7 +108,9 @@ def test_a_form_that_no_file_knows_is_refused_by_name(small_model, make_data, ma
     space = replace(all_spaces()["lora"], adapter_form="unknown")
     problem = serving_problem(server_named("sglang"), factory.candidate("lora", {}), space)
     assert problem is not None
-    assert problem.startswith("nothing is known of how SGLang serves lora (adapter form 'unknown'; known forms: lora,")
+    assert problem.startswith(
+        "nothing is known of how SGLang serves lora (adapter form 'unknown'; known forms: doubled_rank, lora,"
+    )
 
 
 def test_an_unknown_server_names_the_known_ones(small_model, make_data, make_hardware):
