@@ -3,9 +3,9 @@
     python benchmarks/data_profile.py [--model FOLDER] [--megabytes N] [--workers N] [--keep FILE]
 
 Writes rows of real prose in ever new order, profiles them in a process of their own, and compares with the bare
-tokenizer (``encode_batch`` of the tokenizers library on all cores, on the same texts, nothing else done). Both the
-wall clock and the processor time of the whole process tree are compared; where others are busy, only the second means
-something. Exits with 1 if peak memory exceeds the goal.
+tokenizer (``encode_batch`` of the tokenizers library on the same texts, nothing else done). Both the wall clock and the
+processor time of the whole process tree are compared; where others are busy, only the second means something. Of a
+folder with a GGUF file the tokenizer is written out first. Exits with 1 if peak memory exceeds the goal.
 """
 
 from __future__ import annotations
@@ -41,6 +41,14 @@ class Measured(NamedTuple):
     output: str
 
 
+class Bare(NamedTuple):
+    """What the bare tokenizer took for the first rows, and the tokens that it found."""
+
+    wall_seconds: float
+    cpu_seconds: float
+    tokens: int
+
+
 def main() -> int:
     """Measures, prints and returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -53,7 +61,20 @@ def main() -> int:
         file = Path(options.keep) if options.keep else Path(folder) / "rows.jsonl"
         if not file.exists():
             write_rows(file, options.megabytes * 10**6)
-        return report(file, options.model, options.workers)
+        model = _with_tokenizer(Path(options.model), Path(folder)) if options.model else None
+        return report(file, model, options.workers)
+
+
+def _with_tokenizer(model: Path, scratch: Path) -> str:
+    """Returns a folder with the model's tokenizer.json, which is written out of a GGUF file if need be."""
+    gguf = next(iter(sorted(model.glob("*.gguf"))), None)
+    if gguf is None or (model / "tokenizer.json").exists():
+        return str(model)
+    from transformers import AutoConfig, AutoTokenizer
+
+    for part in (AutoConfig, AutoTokenizer):
+        part.from_pretrained(model, gguf_file=gguf.name).save_pretrained(scratch / "model")
+    return str(scratch / "model")
 
 
 def report(file: Path, model: str | None, workers: int | None) -> int:
@@ -63,23 +84,31 @@ def report(file: Path, model: str | None, workers: int | None) -> int:
     command = [sys.executable, "-m", "autopeft", "data", str(file), "--json"]
     command += [*(["--model", model] if model else []), *(["--workers", str(workers)] if workers else [])]
     profiled = measure(command)
-    rows = json.loads(profiled.output)["example_count"]
-    print(f"file             {size / 1e6:,.0f} MB, {rows:,} rows")
+    profile = json.loads(profiled.output)
+    print(
+        f"file             {size / 1e6:,.0f} MB, {profile['example_count']:,} rows, {profile['total_tokens']:,} tokens"
+    )
     print(f"profile          {profiled.wall_seconds:,.1f} s wall, {profiled.cpu_seconds:,.1f} s processor")
-    print(f"                 {size / 1e6 / profiled.wall_seconds:.2f} MB a second")
+    print(f"                 {size / 1e6 / profiled.wall_seconds:.2f} MB a second by the wall clock")
+    print(_per_core("                 ", size, profile["total_tokens"], profiled.cpu_seconds))
     if model:
         bare.append(measure_bare(file, model))
         _compare(size, profiled, bare)
-    print(f"peak memory      {profiled.peak_bytes / 1e6:,.0f} MB (goal: {GOAL_BYTES / 1e6:,.0f})")
+    print(f"peak memory      {profiled.peak_bytes / 1e6:,.0f} MB over all processes (goal: {GOAL_BYTES / 1e6:,.0f})")
     return 0 if profiled.peak_bytes <= GOAL_BYTES else 1
 
 
-def _compare(size: int, profiled: Measured, bare: Sequence[Measured]) -> None:
+def _per_core(name: str, size: int, tokens: int, cpu_seconds: float) -> str:
+    return f"{name}{size / 1e6 / cpu_seconds:.2f} MB and {tokens / cpu_seconds:,.0f} tokens a second of processor time"
+
+
+def _compare(size: int, profiled: Measured, bare: Sequence[Bare]) -> None:
     wall = sum(each.wall_seconds for each in bare) / len(bare)
     cpu = sum(each.cpu_seconds for each in bare) / len(bare)
     wall_ratio = (size / profiled.wall_seconds) / (BARE_BYTES / wall)
     cpu_ratio = (size / profiled.cpu_seconds) / (BARE_BYTES / cpu)
-    print(f"bare tokenizer   {BARE_BYTES / 1e6 / wall:.2f} MB a second (mean of before and after)")
+    print(f"bare tokenizer   {BARE_BYTES / 1e6 / wall:.2f} MB a second by the wall clock (mean of before and after)")
+    print(_per_core("                 ", BARE_BYTES, bare[0].tokens, cpu))
     print(f"profile / bare   {wall_ratio:.2f} by the wall clock, {cpu_ratio:.2f} by processor time")
 
 
@@ -101,17 +130,17 @@ def _joined(texts: Sequence[str], count: int, generator: random.Random) -> str:
     return " ".join(generator.choices(texts, k=count))
 
 
-def measure_bare(file: Path, model: str) -> Measured:
+def measure_bare(file: Path, model: str) -> Bare:
     """Times the bare tokenizer on the first rows' texts; without starting up and reading."""
     process = subprocess.run(
         [sys.executable, __file__, "--bare", str(file), model], capture_output=True, text=True, check=True
     )
-    wall, cpu = map(float, process.stdout.split())
-    return Measured(wall, cpu, 0, "")
+    wall, cpu, tokens = process.stdout.split()
+    return Bare(float(wall), float(cpu), int(tokens))
 
 
 def run_bare(file: str, model: str) -> None:
-    """Encodes the first rows' texts in batches and prints seconds by the wall clock and of the processor."""
+    """Encodes the first rows' texts in batches and prints the seconds by wall clock and processor, and the tokens."""
     import tokenizers
 
     tokenizer = tokenizers.Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
@@ -119,9 +148,10 @@ def run_bare(file: str, model: str) -> None:
     tokenizer.no_padding()
     batches = list(_batches(file))
     wall, cpu = time.perf_counter(), time.process_time()
+    tokens = 0
     for batch in batches:
-        tokenizer.encode_batch(batch, add_special_tokens=False)
-    print(time.perf_counter() - wall, time.process_time() - cpu)
+        tokens += sum(map(len, tokenizer.encode_batch(batch, add_special_tokens=False)))
+    print(time.perf_counter() - wall, time.process_time() - cpu, tokens)
 
 
 def _batches(file: str) -> Iterator[list[str]]:
