@@ -88,3 +88,8 @@ def format_count(count: float) -> str:
         if abs(count) >= size:
             return f"{count / size:.3g}{unit}"
     return f"{count:.0f}"
+
+
+def counted(count: int, noun: str) -> str:
+    """Returns a count with its noun: ``1 trial``, ``3 trials``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

@@ -28,6 +28,8 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """Ending of a compressed file -> pyarrow's name for it; after the ending of a kind in ``COMPRESSIBLE``."""
 COMPRESSIBLE = ("jsonl", "json", "csv", "tsv", "txt")
 """Parquet and Arrow files compress their columns themselves."""
+_MAGIC = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
+"""What compressed files begin with (RFC 1952 and RFC 8878)."""
 _BLOCK_BYTES = 2**20
 
 
@@ -70,7 +72,7 @@ def find_files(source: str) -> FoundFiles:
         return FoundFiles((str(path),))
     if not _may_be_hub_id(source):
         raise DataError(
-            f"no data file or folder {source!r}; looked in {Path.cwd()}. "
+            f"no data file or folder {source!r}; looked in {Path.cwd()}.{_about_patterns(source)} "
             "Give an existing file or folder, or a hub data set id of the form 'organisation/name'"
         )
     from autopeft.profiling._hub import download_dataset
@@ -87,7 +89,7 @@ def hash_files(files: Iterable[str]) -> str:
                 while block := stream.read(_BLOCK_BYTES):
                     digest.update(block)
         except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror}") from error
+            raise unreadable(file, error) from error
     return digest.hexdigest()
 
 
@@ -148,15 +150,22 @@ def known_kind(file: str) -> str:
     """
     kind = kind_of(file)
     if kind is None:
-        raise DataError(
-            f"cannot read {file!r}: its ending {Path(file).suffix.lower()!r} is not known; readable are {_readable()}"
-        )
+        ending = Path(file).suffix.lower()
+        problem = f"its ending {ending!r} is not known" if ending else "its name has no ending to tell its kind by"
+        raise DataError(f"cannot read {file!r}: {problem}; readable are {_readable()}")
     return kind
 
 
 def open_data(file: str) -> IO[bytes]:
-    """Opens a data file for reading, decompressed."""
-    compression = COMPRESSIONS.get(Path(file).suffix.lower())
+    """Opens a text file of data for reading, decompressed.
+
+    Raises:
+        DataError: if its name says other than its first bytes whether it is compressed.
+        OSError: if it cannot be opened.
+    """
+    ending = Path(file).suffix.lower()
+    compression = COMPRESSIONS.get(ending)
+    _check_compression(file, ending)
     if compression is None:
         return open(file, "rb")
     import io
@@ -166,6 +175,29 @@ def open_data(file: str) -> IO[bytes]:
     stream = pyarrow.input_stream(file, compression=compression)
     # pyarrow's streams lack readinto and line iteration at speed; the buffer brings both.
     return cast("IO[bytes]", io.BufferedReader(stream, _BLOCK_BYTES))
+
+
+def unreadable(file: str, error: OSError) -> DataError:
+    """Returns what is told of a file that could not be read; pyarrow's errors of compressed files have no strerror."""
+    damaged = "" if error.strerror else "; the file is damaged or cut off: copy or download it again"
+    return DataError(f"cannot read {file}: {error.strerror or error}{damaged}")
+
+
+def _check_compression(file: str, ending: str) -> None:
+    with open(file, "rb") as stream:
+        start = stream.read(4)
+    found = next((each for each, magic in _MAGIC.items() if start.startswith(magic)), None)
+    if not start or found == (ending if ending in COMPRESSIONS else None):
+        return
+    if found is not None:
+        raise DataError(f"{file} is compressed with {COMPRESSIONS[found]}: let its name end in {found}")
+    raise DataError(
+        f"{file} is not compressed with {COMPRESSIONS[ending]}, as its ending says: leave {ending!r} out of its name"
+    )
+
+
+def _about_patterns(source: str) -> str:
+    return " Patterns are not expanded: give the folder." if set(source) & set("*?[") else ""
 
 
 def _readable() -> str:

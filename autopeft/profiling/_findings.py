@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from autopeft.profiling._formats import why_not_trained
@@ -11,9 +11,10 @@ from autopeft.profiling._resemblance_findings import resemblance_findings
 from autopeft.profiling._rows import SHOWN_ROWS
 from autopeft.profiling._text_findings import text_findings
 from autopeft.profiling.scan.facts import Noted
-from autopeft.profiling.scan.row_checks import shortened
+from autopeft.profiling.scan.row_checks import JSON_AS_TEXT, shortened
 from autopeft.profiling.scan.survey import Survey
 from autopeft.specs.data import DatasetProfile, Finding, Severity
+from autopeft.units import counted
 
 FEW_ROWS = 200
 CONSTANT_SHARE = 0.9
@@ -55,12 +56,14 @@ def find_problems(survey: Survey, profile: DatasetProfile) -> tuple[Finding, ...
         _held_out_kept(survey),
         _bad_rows(survey),
         _not_trained(survey),
+        _json_as_text(survey),
         *(_of_rows(survey, code) for code in _ROW_ADVICE),
         *resemblance_findings(survey, profile),
         _constant_completion(survey),
         *length_findings(survey, profile),
         _few_rows(survey),
         _label_imbalance(survey, profile),
+        _label_variants(profile),
         *text_findings(survey, profile),
     ]
     return tuple(sorted(filter(None, found), key=lambda finding: _SEVERITIES.index(finding.severity)))
@@ -122,6 +125,20 @@ def _not_trained(survey: Survey) -> Finding | None:
     return Finding(code="not-trained", severity="warning", message=found, count=survey.rows, advice=advice)
 
 
+def _json_as_text(survey: Survey) -> Finding | None:
+    noted = survey.facts.noted.get(JSON_AS_TEXT)
+    if noted is None or 2 * noted.count < survey.facts.rows:
+        return None
+    return Finding(
+        code=JSON_AS_TEXT,
+        severity="warning",
+        message=f"{noted.count:,} of {survey.facts.rows:,} texts are JSON objects, and would be learnt as plain text",
+        count=noted.count,
+        examples=tuple(noted.shown),
+        advice="if these are rows of JSON Lines, let the file's name end in .jsonl",
+    )
+
+
 def _of_rows(survey: Survey, code: str) -> Finding | None:
     noted = survey.facts.noted.get(code)
     if noted is None:
@@ -161,7 +178,8 @@ def _few_rows(survey: Survey) -> Finding | None:
     return Finding(
         code="few-rows",
         severity="warning",
-        message=f"the data set has only {survey.rows} rows; differences between methods will hardly be significant",
+        message=f"the data set has only {counted(survey.rows, 'row')}; differences between methods will hardly be "
+        "significant",
         count=survey.rows,
         advice=f"collect at least {FEW_ROWS} rows, or read the verdict's intervals with care",
     )
@@ -184,3 +202,27 @@ def _label_imbalance(survey: Survey, profile: DatasetProfile) -> Finding | None:
         if len(labels) > 1
         else "add rows of another label",
     )
+
+
+def _label_variants(profile: DatasetProfile) -> Finding | None:
+    """Finds labels that a person would take for one: ``spam``, ``Spam`` and ``spam `` are three to a model."""
+    variants = list(_variants(list(profile.label_counts)))
+    if not variants:
+        return None
+    # The counts are sorted, the most frequent first.
+    rows = sum(profile.label_counts[label] for labels in variants for label in labels[1:])
+    return Finding(
+        code="label-variants",
+        severity="warning",
+        message=f"labels differ in case or white space alone; {rows:,} rows have the rarer forms",
+        count=rows,
+        examples=tuple(" and ".join(map(repr, labels)) for labels in variants[:SHOWN_ROWS]),
+        advice="write each label in one way, or a model is asked to tell the forms apart",
+    )
+
+
+def _variants(labels: Sequence[str]) -> Iterator[list[str]]:
+    forms: dict[str, list[str]] = {}
+    for label in labels:
+        forms.setdefault(" ".join(label.casefold().split()), []).append(label)
+    return (found for found in forms.values() if len(found) > 1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from autopeft.errors import DataError, UnknownNameError
 from autopeft.profiling._example import Example, Message
+from autopeft.profiling._files import known_kind
 from autopeft.profiling._rows import BadRow, BadRows, Row
 from autopeft.specs.data import DataFormat, OnBadRow
 
@@ -28,6 +30,7 @@ _ROLES = {
     "observation": "tool",
     "function_response": "tool",
 }
+_SIDES = ("prompt", "completion")
 
 
 class _RowProblemError(ValueError):
@@ -208,11 +211,23 @@ def _unrecognized(first: Row, mapping: Mapping[str, str]) -> DataError:
     found = _quoted(first.values)
     mapped = f" with the mapping {', '.join(f'{role}={column}' for role, column in mapping.items())}" if mapping else ""
     names = [*list(first.values)[:2], "FIELD", "FIELD"][:2]
+    example = " ".join(f"--column {shlex.quote(f'{role}={name}')}" for role, name in zip(_SIDES, names, strict=True))
     return DataError(
         f"{first.where}: the fields {found}{mapped} are no format that is understood. Understood are: "
-        f"{'; '.join(layout.description for layout in _FORMATS.values())}. "
-        f"Map your columns, for example: --column prompt={names[0]} --column completion={names[1]}"
+        f"{'; '.join(layout.description for layout in _FORMATS.values())}. {_about_table(first)}"
+        f"Map your columns, for example: {example}"
     )
+
+
+def _about_table(first: Row) -> str:
+    """Returns what is often wrong with a CSV or TSV file whose columns are not known."""
+    if known_kind(first.file) not in ("csv", "tsv"):
+        return ""
+    names = list(first.values)
+    separator = next((mark for mark in ";\t|," if len(names) == 1 and mark in names[0]), None)
+    if separator is not None:
+        return f"The header seems to be separated by {separator!r}: .csv means commas, .tsv tabs. "
+    return "The first line of the file must name its columns. "
 
 
 def _group_of(values: Mapping[str, Any], column: str) -> str:
@@ -249,6 +264,10 @@ def _turn(item: Any, name: str) -> Message:
     if not isinstance(item, dict) or not all(key in item for key in keys):
         raise _RowProblemError(
             f"{name} must be an object with role and content (or from and value), not {_shortened(item)}"
+        )
+    if item.get("tool_calls"):
+        raise _RowProblemError(
+            f"{name} has 'tool_calls', which are not read; write the calls into its content as the template does"
         )
     role = _checked_text(item[keys[0]], f"{name}.{keys[0]}")
     if role not in _ROLES:
@@ -330,6 +349,8 @@ def _label(fields: _Fields) -> str:
     label = fields.value("label")
     if isinstance(label, bool):
         label = str(label).lower()
+    if isinstance(label, float) and label.is_integer():  # pandas stores whole numbers so where some are missing
+        label = int(label)
     if not isinstance(label, str | int):
         raise _RowProblemError(f"{fields.columns['label']!r} must be text or a whole number, not {_shortened(label)}")
     return str(label)

@@ -16,6 +16,7 @@ from autopeft.profiling._rows import BadRow, Row
 LARGEST_JSON_OBJECT_BYTES = 2**29
 """Of a file that is an object around a ``data`` list, which is read whole; a list is not bounded."""
 _PIECE_BYTES = 2**20
+_NO_JSON_NUMBER = re.compile(rb"[:,\[]\s*-?(NaN|Infinity)\b")
 _WHITE_SPACE = " \t\r\n"
 _LONGEST_TOKEN = 32
 """Characters within which an unfinished number or word may still end."""
@@ -48,6 +49,8 @@ def json_line_rows(lines: Iterable[bytes], file: str, first_number: int = 1) -> 
 def _broken_line(number: int, content: bytes, error: Exception) -> str:
     listed = number == 1 and content.lstrip().startswith(b"[")
     hint = "the file seems to be one JSON list: name it .json" if listed else "every line must be one JSON object"
+    if "invalid character" in str(error) and _NO_JSON_NUMBER.search(content):
+        hint = "JSON has no NaN and no Infinity: write null, or leave the field out"
     return f" is not valid JSON: {_json_problem(error)}; {hint}"
 
 
@@ -148,7 +151,8 @@ class _ListReader:
                 raise self._broken("it is nested too deeply") from error
             except json.JSONDecodeError as error:
                 if not self._may_be_cut(error) or not self._read_on():
-                    raise self._broken(f"{error.msg[0].lower()}{error.msg[1:]}", error.pos) from error
+                    problem = f"{error.msg[0].lower()}{error.msg[1:]}".removesuffix(" starting at")
+                    raise self._broken(problem, error.pos) from error
                 continue
             except ValueError as error:
                 raise self._broken(str(error)) from error

@@ -11,6 +11,8 @@ PADDING_BATCH_SIZE = 8
 """The batch size that padding is judged at."""
 MUCH_PADDING = 0.3
 """Share of padding, at random, from which on it is worth a word."""
+WORTH_GROUPING = 0.01
+"""Share of the positions that grouping must save to be advised; of a batch or two of rows it saves nothing."""
 FEW_SUPERVISED = 0.1
 """Share of supervised tokens below which most of the compute goes into prompts."""
 
@@ -68,14 +70,17 @@ def _padding(profile: DatasetProfile) -> Finding | None:
     point = next((each for each in profile.padding if each.per_device_batch_size == PADDING_BATCH_SIZE), None)
     if point is None or point.random_padding_share < MUCH_PADDING:
         return None
+    grouped, packed = _saved(point.grouped_padding_share, point), _saved(0.0, point)
+    pack = f"pack them ({packed:.0%} fewer)"
     return Finding(
         code="padding-waste",
         severity="info",
         message=f"in batches of {PADDING_BATCH_SIZE} random rows {point.random_padding_share:.0%} of the positions are "
         f"padding; grouped by length, as a run trains, {point.grouped_padding_share:.0%}; packed, none",
         count=profile.example_count,
-        advice=f"group rows by length, which computes {_saved(point.grouped_padding_share, point):.0%} fewer positions "
-        f"than random batches, or pack them ({_saved(0.0, point):.0%} fewer)",
+        advice=f"group rows by length, which computes {grouped:.0%} fewer positions than random batches, or {pack}"
+        if grouped > WORTH_GROUPING
+        else f"there are too few rows to group by length; {pack}",
     )
 
 

@@ -13,7 +13,7 @@ from contextlib import closing
 from typing import IO, Any
 
 from autopeft.errors import DataError
-from autopeft.profiling._files import known_kind, open_data
+from autopeft.profiling._files import known_kind, open_data, unreadable
 from autopeft.profiling._json_rows import json_line_rows, json_list_rows
 from autopeft.profiling._rows import BadRow, Row, strictly
 
@@ -43,7 +43,7 @@ def read_rows(files: Iterable[str]) -> Iterator[Row | BadRow]:
         except UnicodeDecodeError as error:
             raise DataError(f"{file}:{_undecodable_line(file)} is not UTF-8 text; save the file as UTF-8") from error
         except OSError as error:
-            raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+            raise unreadable(file, error) from error
 
 
 def _read_json_lines(file: str) -> Iterator[Row | BadRow]:
@@ -67,6 +67,8 @@ def _read_csv(file: str, delimiter: str = ",") -> Iterator[Row | BadRow]:
         for line, cells in _csv_records(stream, delimiter):
             if header is None:
                 header = _csv_header(cells, f"{file}:{line}")
+            elif isinstance(cells, _OpenQuoteError):
+                raise DataError(f"{file}:{line} {cells}")
             elif isinstance(cells, csv.Error):
                 yield BadRow(file, line, f" is not valid CSV: {cells}")
             elif len(cells) != len(header):
@@ -74,6 +76,16 @@ def _read_csv(file: str, delimiter: str = ",") -> Iterator[Row | BadRow]:
                 yield BadRow(file, line, f"{counts}; quote fields that hold {delimiter!r}")
             else:
                 yield Row(file, line, dict(zip(header, cells, strict=True)))
+
+
+class _OpenQuoteError(csv.Error):
+    """A record whose quote is not closed: all lines behind it are taken for its text."""
+
+    def __init__(self, lost_lines: int) -> None:
+        super().__init__(
+            f"opens a quote that is never closed, so that the {lost_lines} lines behind it would be lost; close it, or "
+            "write a quote that is part of a text twice inside a quoted field"
+        )
 
 
 def _csv_records(stream: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
@@ -86,7 +98,8 @@ def _csv_records(stream: Iterable[str], delimiter: str) -> Iterator[tuple[int, l
         except StopIteration:
             return
         except csv.Error as error:
-            yield start, error
+            lost = reader.line_num - start
+            yield start, error if "end of data" not in str(error) or not lost else _OpenQuoteError(lost)
             continue
         if cells:
             yield start, cells

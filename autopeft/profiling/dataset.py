@@ -23,6 +23,7 @@ from autopeft.profiling.scan.facts import Facts, Lengths
 from autopeft.profiling.scan.survey import Reading, Source, Survey, survey_all, survey_sample
 from autopeft.specs.data import DatasetProfile, OnBadRow, TruncationPoint
 from autopeft.specs.model import ModelSpec
+from autopeft.units import counted
 
 __all__ = [
     "Example",
@@ -72,8 +73,8 @@ class FirstLook:
         """The answer for a reader who waits."""
         about = "" if self.exact else "about "
         return (
-            f"{self.format}: {about}{self.rows:,} rows, about {self.tokens:,} tokens, {self.mean_tokens:.0f} a row "
-            f"(from a sample of {self.sampled_rows:,})"
+            f"{self.format}: {about}{counted(self.rows, 'row')}, about {self.tokens:,} tokens, "
+            f"{self.mean_tokens:.0f} a row (from a sample of {self.sampled_rows:,})"
         )
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from autopeft.methods import registry
 from autopeft.report.content import Cell, Section, Table, facts_table, text_rows
-from autopeft.report.formats import NOT_MEASURED, counted, format_share, format_size, joined
+from autopeft.report.formats import NOT_MEASURED, format_share, format_size, joined
 from autopeft.report.hardware import hardware_facts
 from autopeft.report.record import RunRecord
 from autopeft.specs import Candidate, DatasetProfile, Finding, ModelSpec, RejectedCandidate, TruncationPoint
 from autopeft.specs.data import PaddingPoint
-from autopeft.units import format_count
+from autopeft.units import counted, format_count
 
 _DEEPEST = 4
 

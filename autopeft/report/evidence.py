@@ -8,7 +8,6 @@ from statistics import fmean
 from autopeft.report.content import Cell, Section, Table, figures
 from autopeft.report.formats import (
     NOT_MEASURED,
-    counted,
     format_loss,
     format_optional,
     format_rate,
@@ -33,7 +32,7 @@ from autopeft.report.record import (
     with_rank_pattern,
 )
 from autopeft.specs import TrialResult
-from autopeft.units import format_gib
+from autopeft.units import counted, format_gib
 
 
 def trials_section(record: RunRecord) -> Section:

@@ -91,11 +91,6 @@ def batch_label(candidate: Candidate) -> str:
     return f"{candidate.per_device_batch_size}x{candidate.gradient_accumulation_steps}"
 
 
-def counted(count: int, noun: str) -> str:
-    """Returns a count with its noun: ``1 trial``, ``3 trials``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
-
-
 def joined(names: Iterable[str]) -> str:
     """Returns names separated by commas, or a dash for none."""
     return ", ".join(names) or NOT_APPLICABLE

@@ -9,7 +9,6 @@ from autopeft.report.content import Cell, Code, Section, Stat, Table, facts_tabl
 from autopeft.report.formats import (
     batch_label,
     candidate_label,
-    counted,
     display_name,
     format_interval,
     format_loss,
@@ -24,6 +23,7 @@ from autopeft.report.plots import losses_figure, ranking_figure
 from autopeft.report.recipe import load_snippet
 from autopeft.report.record import RunRecord
 from autopeft.specs import Candidate, RankedMethod, Verdict
+from autopeft.units import counted
 
 
 def headline(record: RunRecord) -> str:

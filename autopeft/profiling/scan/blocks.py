@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autopeft.errors import DataError
-from autopeft.profiling._files import COMPRESSIONS, known_kind, open_data
+from autopeft.profiling._files import COMPRESSIONS, known_kind, open_data, unreadable
 from autopeft.profiling._json_rows import json_line_rows
 from autopeft.profiling._readers import read_rows
 from autopeft.profiling._rows import BadRow, Row
@@ -69,7 +69,7 @@ def _blocks_of_lines(file: str, index: int) -> Iterator[Block]:
                 yield Block(file, index, number, lines=lines, size_bytes=len(lines))
                 number += lines.count(b"\n")
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+        raise unreadable(file, error) from error
 
 
 def _blocks_of_rows(file: str, index: int) -> Iterator[Block]:
@@ -136,5 +136,5 @@ def _lines_from(file: str, index: int, offset: int) -> Block:
             if lines and not lines.endswith(b"\n"):
                 lines += stream.readline()
     except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror or error}") from error
+        raise unreadable(file, error) from error
     return Block(file, index, begin + 1, lines=lines, size_bytes=SAMPLED_BLOCK_BYTES)

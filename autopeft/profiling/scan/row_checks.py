@@ -6,7 +6,11 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from autopeft.profiling._example import Example
+
+JSON_AS_TEXT = "json-as-text"
 
 
 def place_of(example: Example) -> str:
@@ -68,6 +72,18 @@ def _sides(example: Example) -> str:
     return "\n".join(content for _, content in example.messages).strip()
 
 
+def _json_text(example: Example) -> str | None:
+    """Finds a JSON object in the place of a text."""
+    text = (example.text or "").strip()
+    if not (text.startswith('{"') and text.endswith("}")):
+        return None
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return None
+    return shown(example)
+
+
 def _roles(example: Example) -> str:
     roles = [role for role, _ in example.messages]
     return ", ".join(roles[:6]) + (", ..." if len(roles) > 6 else "")
@@ -79,5 +95,6 @@ ROW_CHECKS: dict[str, Callable[[Example], str | None]] = {
     "roles-out-of-order": _roles_out_of_order,
     "unanswered-questions": _ends_with_a_question,
     "equal-preferences": _no_preference,
+    JSON_AS_TEXT: _json_text,
 }
 """Code -> a check that returns how the row is shown, or None if nothing is wrong."""

@@ -233,6 +233,28 @@ def test_label_imbalance_is_found(tmp_path: Path, labels: str, severity: str | N
     assert profile.label_counts == {label: labels.count(label) for label in dict.fromkeys(labels)}
 
 
+def test_labels_that_differ_in_case_or_white_space_alone_are_found(tmp_path: Path) -> None:
+    labels = ["spam", "spam", "Spam", "spam ", "ham", "0", 0]
+    rows = [{"text": f"T{row}", "label": label} for row, label in enumerate(labels)]
+    profile = profile_dataset(write(tmp_path, rows), model=None)
+    (finding,) = [finding for finding in profile.findings if finding.code == "label-variants"]
+    assert (finding.count, finding.examples) == (2, ("'spam' and 'Spam' and 'spam '",))
+
+
+def test_json_lines_named_as_text_are_found(tmp_path: Path) -> None:
+    file = tmp_path / "data.txt"
+    file.write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+    assert codes(profile_dataset(str(file), model=None))["json-as-text"] == "warning"
+    file.write_text("{braces} are no JSON}\nplain\n")
+    assert "json-as-text" not in codes(profile_dataset(str(file), model=None))
+
+
+def test_grouping_by_length_is_not_advised_where_it_saves_nothing(tmp_path: Path) -> None:
+    profile = profile_dataset(write(tmp_path, pairs((1, 1), (500, 12))), model=None)
+    (finding,) = [finding for finding in profile.findings if finding.code == "padding-waste"]
+    assert finding.advice.startswith("there are too few rows to group by length; pack them (")
+
+
 def test_a_missing_chat_template_is_found_for_conversations_only(tmp_path: Path, word_model: ModelSpec) -> None:
     assert codes(profile_dataset(write(tmp_path, pairs((1, 1))), model=word_model))["no-chat-template"] == "info"
     assert "no-chat-template" not in codes(profile_dataset(write(tmp_path, [{"text": "T"}]), model=word_model))

@@ -73,7 +73,7 @@ def test_every_layout_becomes_messages(tmp_path: Path, name: str) -> None:
     )
 
 
-@pytest.mark.parametrize(("label", "expected"), [("spam", "spam"), (1, "1"), (True, "true"), ("", "")])
+@pytest.mark.parametrize(("label", "expected"), [("spam", "spam"), (1, "1"), (1.0, "1"), (True, "true"), ("", "")])
 def test_labels_become_text(tmp_path: Path, label: Any, expected: str) -> None:
     file = write(tmp_path, {"text": "T", "label": label})
     assert read(file) == ("classification", [Example(file=file, line=1, text="T", label=expected)])
@@ -168,6 +168,29 @@ def test_unrecognized_fields_are_an_error_that_shows_how_to_map_them(tmp_path: P
     assert text.endswith("for example: --column prompt=query --column completion=reply")
 
 
+def test_a_suggested_mapping_can_be_pasted_into_a_shell(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"for example: --column 'prompt=What is asked' --column 'completion=R&D'$"):
+        read(write(tmp_path, {"What is asked": "a", "R&D": "b"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "hint"),
+    [
+        ("data.csv", "prompt;completion", "seems to be separated by ';': .csv means commas, .tsv tabs"),
+        ("data.csv", "prompt\tcompletion", r"seems to be separated by '\\t': .csv means commas"),
+        ("data.tsv", "prompt,completion", "seems to be separated by ','"),
+        ("data.csv", "What is it?,A bird", "The first line of the file must name its columns"),
+    ],
+)
+def test_a_table_that_is_not_understood_is_told_what_is_often_wrong(
+    tmp_path: Path, name: str, header: str, hint: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(f"{header}\n{header}\n")
+    with pytest.raises(DataError, match=hint):
+        read(str(file))
+
+
 def test_a_mapped_column_that_is_missing_is_an_error() -> None:
     with pytest.raises(DataError, match="f:1 has no field 'query' to take as 'prompt'; it has: 'question'"):
         detect_format([Row("f", 1, {"question": "Q"})], {"prompt": "query"})
@@ -190,6 +213,11 @@ UNFIT: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "missing column": (PAIR, {"prompt": "Q"}, "the row has no field 'completion' (it has: 'prompt')"),
     "number as text": (PAIR, {"prompt": "Q", "completion": 5}, "'completion' must be text, not int 5"),
     "null as text": (PAIR, {"prompt": None, "completion": "A"}, "'prompt' must be text, not null"),
+    "tool calls": (
+        {"messages": TURNS},
+        {"messages": [TURNS[0], {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}]},
+        "messages[1] has 'tool_calls', which are not read; write the calls into its content",
+    ),
     "float label": ({"text": "T", "label": 1}, {"text": "T", "label": 0.5}, "'label' must be text or a whole number"),
     "no list": (CHAT, {"messages": "Q"}, "messages must be a non-empty list of messages, not 'Q'"),
     "empty list": (CHAT, {"messages": []}, "messages must be a non-empty list of messages, not []"),

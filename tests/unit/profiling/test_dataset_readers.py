@@ -130,7 +130,7 @@ def test_a_cut_compressed_file_is_an_error_that_names_it(tmp_path: Path) -> None
 
     file = tmp_path / "data.jsonl.gz"
     file.write_bytes(gzip.compress(GOOD * 100)[:-12])
-    with pytest.raises(DataError, match=r"cannot read .*data.jsonl.gz: Truncated"):
+    with pytest.raises(DataError, match=r"cannot read .*data.jsonl.gz: Truncated.*damaged or cut off: copy"):
         list(iter_rows([str(file)]))
 
 
@@ -184,7 +184,11 @@ def test_an_object_with_a_data_list_is_read(tmp_path: Path) -> None:
 GOOD = b'{"text": "one"}\n'
 BROKEN = {
     "unfinished object": ("d.jsonl", GOOD + b'{"text": \n', "d.jsonl:2 is not valid JSON: Input data was truncated"),
-    "not a number": ("d.jsonl", GOOD + b'\n{"text": NaN}', "d.jsonl:3 is not valid JSON: invalid character (byte 9)"),
+    "not a number": (
+        "d.jsonl",
+        GOOD + b'\n{"text": NaN}',
+        "invalid character (byte 9); JSON has no NaN and no Infinity: write null",
+    ),
     "deep nesting": (
         "d.jsonl",
         GOOD + b'{"text": ' + b"[" * 100_000,
@@ -205,6 +209,18 @@ BROKEN = {
     "text in a JSON list": ("d.json", b'[{"text": "one"}, "two"]', "d.json, row 2 holds a text"),
     "too few fields": ("d.csv", b"text,label\none,a\ntwo\n", "d.csv:3 has 1 fields, but the header names 2"),
     "unclosed quote": ("d.csv", b'text\none\n"two\n', "d.csv:3 is not valid CSV: unexpected end of data"),
+    "quote that takes the rest of the file": (
+        "d.csv",
+        b'text\none\n"two\nthree\nfour\n',
+        "d.csv:3 opens a quote that is never closed, so that the 2 lines behind it would be lost",
+    ),
+    "gzip named as plain": (
+        "d.jsonl",
+        bytes.fromhex("1f8b0800"),
+        "d.jsonl is compressed with gzip: let its name end in .gz",
+    ),
+    "plain named gzip": ("d.csv.gz", b"text\none\n", "d.csv.gz is not compressed with gzip, as its ending says: leave"),
+    "plain named zstd": ("d.jsonl.zst", GOOD, "d.jsonl.zst is not compressed with zstd, as its ending says"),
     "repeated column": ("d.csv", b"text,text\none,a\n", "d.csv:1: the header names 'text' twice"),
     "unnamed column": ("d.tsv", b"text\t\none\ta\n", "d.tsv:1: the header has a column without a name"),
     "latin-1 CSV": ("d.csv", b"text\none\n\xe4\n", "d.csv:3 is not UTF-8 text"),
@@ -212,6 +228,8 @@ BROKEN = {
     "no Parquet": ("d.parquet", b"hello, hello, hello", "d.parquet is no readable Parquet file"),
     "no Arrow": ("d.arrow", b"hello, hello, hello", "d.arrow is no readable Arrow or Feather"),
     "no Feather": ("d.feather", b"ARROW1hello", "d.feather is no readable Arrow or Feather"),
+    "cut string": ("d.json", b'[{"text": "one', "d.json:1 is not valid JSON: unterminated string"),
+    "no ending": ("data", b"x", "its name has no ending to tell its kind by; readable are .jsonl"),
     "unknown ending": ("d.docx", b"x", "its ending '.docx' is not known; readable are .jsonl"),
 }
 
@@ -252,6 +270,18 @@ def test_a_folder_of_two_kinds_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"holds no data file; readable are \.jsonl"):
         list_files(str(tmp_path))
+
+
+def test_a_pattern_is_told_from_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Patterns are not expanded: give the folder"):
+        list_files(str(tmp_path / "*.jsonl"))
+
+
+def test_skipping_bad_rows_never_skips_what_an_open_quote_swallows(tmp_path: Path) -> None:
+    file = tmp_path / "d.csv"
+    file.write_text('text\none\n"two\n' + "more\n" * 1000)
+    with pytest.raises(DataError, match=r"d\.csv:3 opens a quote .* the 1000 lines behind it"):
+        read_examples([str(file)], "text", {}, "skip")
 
 
 @pytest.mark.parametrize("source", ["./nothing/here", "data/missing.jsonl", "nothing", "/nowhere/at/all"])
