@@ -61,6 +61,7 @@ def run(
     output: str | Path | None = None,
     resume: bool = False,
     dry_run: bool = False,
+    allow_shorter: bool = False,
     on_event: Callable[[Event], None] | None = None,
     on_step: StepWatcher | None = None,
 ) -> Report:
@@ -93,6 +94,7 @@ def run(
         output: run folder; None makes ``runs/<time>``.
         resume: go on with the run in ``output``; everything else is read from there.
         dry_run: simulate the trainings (the verdict says so).
+        allow_shorter: where memory runs out and nothing else helps, training rows may be cut further.
         on_event: told of every event.
         on_step: told the training's name, the step done and the steps wanted.
 
@@ -122,7 +124,13 @@ def run(
         "full_data": full_data,
     }
     if resume:
-        asked = {"trials": trials, "time_budget": time_budget, "seed": seed, "dry_run": dry_run or None}
+        asked = {
+            "trials": trials,
+            "time_budget": time_budget,
+            "seed": seed,
+            "dry_run": dry_run or None,
+            "allow_shorter": allow_shorter or None,
+        }
         _refuse_options_of_resume(plan, inputs, asked)
         return _resume(output, on_event, on_step)
     _require_what_runs(dry_run)
@@ -136,6 +144,7 @@ def run(
         seed=chosen.seed if seed is None else seed,
         methods=_searched_methods(chosen),
         dry_run=dry_run,
+        allow_shorter=allow_shorter,
     )
     folder = RunFolder.create(output or Path("runs") / time.strftime("%Y%m%d-%H%M%S"), chosen, settings)
     return _search(chosen, settings, folder, on_event, on_step)

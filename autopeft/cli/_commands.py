@@ -83,6 +83,7 @@ def suggest(output: Path | None, as_json: bool, columns: tuple[tuple[str, str], 
 @click.option("-o", "--output", type=click.Path(file_okay=False), help="Run folder. Default: runs/<time>.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --output; needs nothing else.")
 @click.option("--dry-run", is_flag=True, help="Simulate the trainings, to see what the search would do.")
+@click.option("--allow-shorter", is_flag=True, help="Cut training rows further where memory runs out in the end.")
 @json_option
 @click.pass_context
 def run(

@@ -70,8 +70,8 @@ class PeftMethod(ABC):
 
     Life cycle of one training: ``adapter_spec`` -> the engine injects the adapter -> ``prepare`` -> ``snapshot`` ->
     every step: forward, ``extra_loss`` added, backward, optimizer step, ``after_optimizer_step`` -> ``details`` ->
-    ``save``. Nothing outside the hooks ``prepare``, ``snapshot``, ``extra_loss``, ``after_optimizer_step``,
-    ``details`` and ``save`` may import the training stack. A method holds no state: it may be used by several
+    ``save``. A checkpoint asks for ``training_state``, a resume gives it to ``load_training_state`` after ``snapshot``.
+    Nothing outside these hooks may import the training stack. A method holds no state: it may be used by several
     trainings at once.
 
     Attributes:
@@ -172,6 +172,15 @@ class PeftMethod(ABC):
     def after_optimizer_step(self, model: Any, step: int, context: MethodContext) -> None:
         """Hook: runs after optimizer step ``step`` (from 1), before the gradients are cleared."""
         del model, step, context
+
+    def training_state(self, model: Any) -> dict[str, Any]:
+        """Hook: returns what a checkpoint must hold beside the trained weights: tensors and plain values."""
+        del model
+        return {}
+
+    def load_training_state(self, model: Any, state: dict[str, Any]) -> None:
+        """Hook: puts back what ``training_state`` returned, after the weights of a checkpoint were loaded."""
+        del model, state
 
     def details(self, model: Any) -> dict[str, Any]:
         """Hook: returns what the trained adapter looks like, for the result."""

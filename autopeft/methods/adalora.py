@@ -17,6 +17,9 @@ MIN_STEPS = 10
 
 ORTHOGONALITY_WEIGHT = 0.5
 
+_STATISTICS = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+"""What peft's RankAllocator keeps of each weight."""
+
 
 class AdaLora(PeftMethod):
     """``W + (alpha / init_r) B diag(E) A``; unimportant entries of E are masked until the mean rank is r.
@@ -87,6 +90,18 @@ class AdaLora(PeftMethod):
 
     def after_optimizer_step(self, model: Any, step: int, context: MethodContext) -> None:
         model.base_model.update_and_allocate(step)
+
+    def training_state(self, model: Any) -> dict[str, Any]:
+        """Returns the importance statistics and the masks; without them a resumed training would rank anew."""
+        allocator = model.base_model.rankallocator
+        return {name: getattr(allocator, name) for name in _STATISTICS} | {
+            "rank_pattern": model.peft_config["default"].rank_pattern
+        }
+
+    def load_training_state(self, model: Any, state: dict[str, Any]) -> None:
+        for name in _STATISTICS:
+            setattr(model.base_model.rankallocator, name, state[name])
+        model.peft_config["default"].rank_pattern = state["rank_pattern"]
 
     def details(self, model: Any) -> dict[str, Any]:
         """Returns the final rank of each layer and the parameters that the saved adapter keeps."""

@@ -90,6 +90,7 @@ def train_finals(session: Session, saved: SavedSchedule, choice: Choice) -> Fina
     plain, notes = _plain_to_train(session, choice.winner.candidate)
     steps = _steps(session, saved, choice, plain)
     session.enter("final", f"final training: {describe(_priced(session, choice.winner.candidate))}, {steps} steps")
+    session.folder.update_manifest(final_steps=steps)
     # A worker that has trained many candidates holds more memory than a fresh one, and the winner must not die of it.
     session.runner.refresh()
     winner = _final(session, WINNER, choice.winner.candidate, steps)
@@ -212,7 +213,7 @@ def _plain_to_train(session: Session, winner: Candidate) -> tuple[Candidate | No
 
 
 def _steps(session: Session, saved: SavedSchedule, choice: Choice, plain: Candidate | None) -> int:
-    """Returns the steps of the final trainings: those of an earlier sitting, else what the time left allows."""
+    """Returns the steps of the final trainings: an earlier sitting's if it left any work, else what time allows."""
     earlier = [
         result.steps
         for result in session.folder.load_results()
@@ -220,6 +221,9 @@ def _steps(session: Session, saved: SavedSchedule, choice: Choice, plain: Candid
     ]
     if earlier:
         return earlier[0]
+    decided = session.folder.load_manifest().get("final_steps")
+    if decided is not None and any(session.folder.checkpoint_folder(name).exists() for name in (WINNER, PLAIN)):
+        return int(decided)
     measured = saved.calibration
     count = 1 if plain is None else 2
     own_seconds = choice.winner.train_seconds / max(1, choice.winner.steps)
@@ -235,7 +239,9 @@ def _final(session: Session, name: str, candidate: Candidate, steps: int) -> Tri
     for result in session.folder.load_results():
         if result.name == name and result.status == "complete":
             return result
-    training = Training(name=name, stage="final", trial=None, priced=_priced(session, candidate), steps=steps)
+    training = Training(
+        name=name, stage="final", trial=None, priced=_priced(session, candidate), steps=steps, checkpointed=True
+    )
     session.emit("trial-start", f"{name}: {describe(training.priced)}", name=name, method=candidate.method)
     result = carry_out(session, training, lambda _: True, None)
     announce(session, result)

@@ -196,6 +196,14 @@ class RunFolder:
         folder.mkdir()
         return folder
 
+    def checkpoint_folder(self, name: str) -> Path:
+        """Returns the folder of one training's checkpoints; it may not exist."""
+        return self.path / "trials" / name / "checkpoints"
+
+    def drop_checkpoints(self, name: str) -> None:
+        """Removes the checkpoints of a training that is done."""
+        shutil.rmtree(self.checkpoint_folder(name), ignore_errors=True)
+
     def discard(self, name: str) -> None:
         """Removes all files of one training."""
         shutil.rmtree(self.path / "trials" / name, ignore_errors=True)
@@ -273,7 +281,7 @@ def phase_times(events: list[dict[str, Any]]) -> tuple[PhaseTime, ...]:
 
 
 def _needed_bytes(plan: Recommendation, settings: RunSettings) -> int:
-    """Returns bytes for one saved adapter of each trial, in the adapter's dtype, and for the text files."""
+    """Returns bytes for one saved adapter of each trial, two checkpoints with AdamW's states, and the text files."""
     best = recommended_candidates(plan, settings)
     widths = {"float32": 4, "bfloat16": 2, "float16": 2}
     sizes = [
@@ -281,7 +289,7 @@ def _needed_bytes(plan: Recommendation, settings: RunSettings) -> int:
         for entry in best
     ]
     trials = settings.trials or 4 * len(best)
-    return _REPORT_BYTES + max(sizes) * (trials + 3)
+    return _REPORT_BYTES + max(sizes) * (trials + 3 + 2 * 3)
 
 
 def _manifest(plan: Recommendation, settings: RunSettings) -> dict[str, Any]:

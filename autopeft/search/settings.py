@@ -37,6 +37,7 @@ class RunSettings:
         seed: of the splits, the sampler, the trainings and the resampling.
         methods: searched methods; empty means those the plan was asked for, else all that are searched by default.
         dry_run: the runner is simulated; the verdict says so.
+        allow_shorter: where memory runs out and nothing else helps, training rows may be cut further.
     """
 
     trials: int | None = None
@@ -44,6 +45,7 @@ class RunSettings:
     seed: int = 0
     methods: tuple[str, ...] = ()
     dry_run: bool = False
+    allow_shorter: bool = False
 
     def __post_init__(self) -> None:
         if self.trials is not None and self.trials < 1:

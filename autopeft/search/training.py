@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from autopeft.search.observing import observe
@@ -37,6 +37,7 @@ class Training:
         priced: the candidate with its estimate.
         rungs: steps after which ``go_on`` is asked.
         seconds_limit: of the training; None means no limit.
+        checkpointed: whether it goes on where it was killed.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Training:
     steps: int
     rungs: tuple[int, ...] = ()
     seconds_limit: float | None = None
+    checkpointed: bool = False
 
 
 def carry_out(session: Session, training: Training, go_on: GoOn, untouched_loss: float | None) -> TrialResult:
@@ -67,8 +69,11 @@ def carry_out(session: Session, training: Training, go_on: GoOn, untouched_loss:
         seed=session.seed(training.stage),
         output_folder=str(folder),
         seconds_limit=training.seconds_limit,
+        allow_shorter=session.settings.allow_shorter,
+        checkpoint_folder=str(session.folder.checkpoint_folder(training.name)) if training.checkpointed else None,
     )
     outcome = session.runner.train(request, watch)
+    training = _as_trained(session, training, outcome)
     status, error = _judge(outcome, watch)
     scores = outcome.scores if outcome.scores is not None and math.isfinite(outcome.scores.eval_loss) else None
     scores_file = session.folder.write_scores(training.name, "choose", scores) if scores else None
@@ -77,6 +82,8 @@ def carry_out(session: Session, training: Training, go_on: GoOn, untouched_loss:
         session, training, outcome, status=status, error=error, scores_file=scores_file, adapter_folder=kept
     )
     session.folder.add_result(result)
+    if result.status == "complete":
+        session.folder.drop_checkpoints(training.name)
     observe(session, training.priced, outcome)
     return result
 
@@ -103,6 +110,16 @@ def score(session: Session, name: str, split: SplitName, trained: TrialResult | 
         loss=scores.eval_loss,
     )
     return scores
+
+
+def _as_trained(session: Session, training: Training, outcome: TrainOutcome) -> Training:
+    """Returns the training with the candidate that was trained in the end, and its price, where memory ran out."""
+    if outcome.trained is None:
+        return training
+    priced = session.source.price(outcome.trained)
+    if not isinstance(priced, RankedCandidate):
+        priced = replace(training.priced, candidate=outcome.trained)
+    return replace(training, priced=priced)
 
 
 class _DivergenceWatch:

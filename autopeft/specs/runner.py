@@ -95,6 +95,8 @@ class TrainRequest:
             all below ``steps``. The choose split is always scored after the last step.
         output_folder: where the adapter is saved; it exists.
         seconds_limit: stop with status "timeout" after so many seconds of training; None means no limit.
+        checkpoint_folder: of the training's checkpoints, from which it goes on where it was killed; None: it has none.
+        allow_shorter: whether training rows may be cut further where memory runs out and nothing else helps.
     """
 
     name: str
@@ -104,6 +106,8 @@ class TrainRequest:
     seed: int
     output_folder: str
     seconds_limit: float | None = None
+    allow_shorter: bool = False
+    checkpoint_folder: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,8 +167,10 @@ class TrainOutcome:
         scores: the choose split after the last step done; None unless it was scored.
         curve: one report a rung, the last step included.
         measured_peak_bytes: CUDA: maximum allocated; CPU: peak resident memory of the worker. None if unknown.
-        details: what the method reports ("rank_pattern", "quantization_error_before", ...).
+        details: what the method reports ("rank_pattern", "quantization_error_before", ...), and "memory_ladder": each
+            step down that was taken because memory ran out.
         error: what went wrong, for "failed", "oom" and "timeout"; None otherwise.
+        trained: what was really trained, where memory ran out and settings were stepped down; None: what was asked for.
     """
 
     status: Literal["complete", "pruned", "failed", "oom", "timeout"]
@@ -181,6 +187,7 @@ class TrainOutcome:
     adapter_folder: str | None = None
     details: dict[str, object] = field(default_factory=dict)
     error: str | None = None
+    trained: Candidate | None = None
 
 
 class Runner(Protocol):

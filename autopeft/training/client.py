@@ -21,6 +21,7 @@ from autopeft.specs import (
     TrainRequest,
     from_dict,
 )
+from autopeft.training.ladder import train_within_memory
 from autopeft.training.process import WorkerGoneError, WorkerProcess
 from autopeft.training.protocol import OOM_EXIT
 from autopeft.units import format_gib
@@ -63,8 +64,12 @@ class WorkerRunner:
         return facts
 
     def train(self, request: TrainRequest, go_on: Callable[[RungReport], bool]) -> TrainOutcome:
-        """Trains one candidate; a worker that dies of it is a status, and the next command gets a new one."""
-        return self._carried_out("train", request, go_on)
+        """Trains one candidate; a worker that dies of it is a status, and the next command gets a new one.
+
+        Where memory runs out it is trained again with less, by the ladder of `autopeft.training.ladder`.
+        """
+        once = _asked_once(go_on)
+        return train_within_memory(request, lambda attempt: self._carried_out("train", attempt, once))
 
     def measure(self, request: TrainRequest, *, watch_allocations: bool = False) -> TrainOutcome:
         """Measures the steps of a request on the largest batch, without scores; a worker that dies of it is a status.
@@ -220,6 +225,19 @@ class WorkerRunner:
 def _always(report: RungReport) -> bool:
     del report
     return True
+
+
+def _asked_once(go_on: Callable[[RungReport], bool]) -> Callable[[RungReport], bool]:
+    """Returns what asks at every rung once: an attempt with less memory passes those that an earlier one passed."""
+    passed: set[int] = set()
+
+    def ask(report: RungReport) -> bool:
+        if report.step not in passed:
+            passed.add(report.step)
+            return go_on(report)
+        return True
+
+    return ask
 
 
 def _unfinished(status: Any, error: str, curve: list[RungReport], begin: float) -> TrainOutcome:

@@ -120,6 +120,19 @@ def token_row(number: int, encoded: EncodedRow, max_length: int) -> TokenRow:
     return TokenRow(number, input_ids, labels)
 
 
+def cut_rows(rows: Sequence[TokenRow], max_length: int) -> tuple[TokenRow, ...]:
+    """Returns the rows cut to max_length, without those that this leaves without a supervised token.
+
+    Raises:
+        DataError: if none is left.
+    """
+    cut = (TokenRow(row.row, row.input_ids[:max_length], row.labels[:max_length]) for row in rows)
+    kept = tuple(row for row in cut if row.supervised_tokens)
+    if not kept:
+        raise DataError(f"no training row has a supervised token within max_length {max_length}; allow longer rows")
+    return kept
+
+
 class Collator:
     """Turns rows into tensors ``(rows, longest)``, padded on the right; for training and for scoring.
 

@@ -33,7 +33,8 @@ from autopeft.specs import (
     TrainOutcome,
     TrainRequest,
 )
-from autopeft.training.data import Collator, TokenData, load_data
+from autopeft.training.checkpoint import fingerprint, open_checkpoints, read_progress
+from autopeft.training.data import Collator, TokenData, cut_rows, load_data
 from autopeft.training.scoring import ScoreError, score_rows
 
 logger = logging.getLogger(__name__)
@@ -99,14 +100,14 @@ class Session:
         on_step: Callable[[int], None],
     ) -> TrainOutcome:
         """Trains one candidate; failures of the training are statuses, running out of memory is raised."""
-        from autopeft.training.trainer import DivergedError, TimeUpError
+        from autopeft.training.trainer import BrokenTrainingError, TimeUpError
 
         log = TrainLog()
         with released_memory():
             reset_peak(self.job.device)
             try:
                 return self._train(request, go_on, on_step, log)
-            except (DivergedError, ScoreError) as error:
+            except (BrokenTrainingError, ScoreError) as error:
                 return outcome_of("failed", log, error=str(error))
             except TimeUpError as error:
                 return outcome_of("timeout", log, error=str(error))
@@ -134,20 +135,29 @@ class Session:
             log.curve.append(report)
             return go_on(report)
 
-        watch = StepWatch(request, at_rung, on_step)
+        watch = StepWatch(request, at_rung, on_step, log.curve)
         config = trainer_config(request.candidate, request, self.job.device)
         collator = self.collator(parts.model)
-        trainer = CandidateTrainer(parts, config, self.data.splits["train"], collator, self.tokenizer)
+        trainer = CandidateTrainer(
+            parts, config, cut_rows(self.data.splits["train"], request.candidate.max_length), collator, self.tokenizer
+        )
         watch.trainer = trainer
         trainer.add_callback(watch)
+        checkpoint = self._checkpoint(request)
+        if checkpoint is not None:
+            progress = read_progress(checkpoint)
+            trainer.go_on_from(progress)
+            watch.go_on_from(progress)
+            log.curve.extend(progress.curve)
+            log.details["resumed_at_step"] = progress.step
         try:
-            trainer.train()
-            train_loss = log.curve[-1].train_loss if watch.pruned else trainer.take_train_loss()
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            train_loss = log.curve[-1].train_loss if watch.pruned else trainer.take_train_loss(watch.steps_done)
             trainer.bare_model()
         finally:
             log.steps, log.tokens = watch.steps_done, trainer.tokens
             log.train_seconds, log.first_step_seconds = watch.train_seconds, watch.first_step_seconds
-            shutil.rmtree(config.output_dir, ignore_errors=True)
+            shutil.rmtree(Path(request.output_folder) / ".trainer", ignore_errors=True)
         log.details |= parts.method.details(parts.model)
         scores = self._score(parts.model, "choose", request.candidate)
         if not watch.pruned:
@@ -180,6 +190,12 @@ class Session:
         return StepParts(
             model=model, method=method, context=context, optimizer=optimizer, device_type=device_type(self.job.device)
         )
+
+    def _checkpoint(self, request: TrainRequest) -> Path | None:
+        """Returns the checkpoint that a training goes on from."""
+        if request.checkpoint_folder is None:
+            return None
+        return open_checkpoints(Path(request.checkpoint_folder), fingerprint(self.job, request))
 
     def _load_trained(self, request: ScoreRequest) -> Any:
         candidate = request.candidate

@@ -24,7 +24,16 @@ STACK = {
     "gguf",
     "sklearn",
 }
-HOOKS = {"prepare", "snapshot", "extra_loss", "after_optimizer_step", "details", "save"}
+HOOKS = {
+    "prepare",
+    "snapshot",
+    "extra_loss",
+    "after_optimizer_step",
+    "training_state",
+    "load_training_state",
+    "details",
+    "save",
+}
 """Of PeftMethod: they run while training, where the stack is there."""
 
 SHARED_BY_HOOKS = {"start_of", "save_for_untouched_base"}

@@ -310,3 +310,42 @@ def test_a_dry_run_says_so_in_its_verdict(tmp_path, two_method_plan):
     world = FakeWorld.of_plan(two_method_plan)
     verdict, _, _, _ = _search(tmp_path / "run", two_method_plan, RunSettings(trials=2, dry_run=True), world)
     assert verdict.caveats[0].startswith("THE FIGURES ARE SIMULATED")
+
+
+class StepsDown(FakeRunner):
+    """Trains with micro-batches of one row, as after running out of memory; notes what it was asked."""
+
+    def __init__(self, world: FakeWorld) -> None:
+        super().__init__(world)
+        self.requests = []
+
+    def train(self, request, go_on):
+        self.requests.append(request)
+        outcome = super().train(request, go_on)
+        rows = request.candidate.effective_batch_size
+        lower = dataclasses.replace(request.candidate, per_device_batch_size=1, gradient_accumulation_steps=rows)
+        ladder = [{"lever": "per_device_batch_size", "before": rows, "after": 1, "error": "full"}]
+        return dataclasses.replace(outcome, trained=lower, details={"memory_ladder": ladder})
+
+
+def test_a_result_tells_what_was_trained_after_memory_ran_out(tmp_path, two_method_plan):
+    runner = StepsDown(FakeWorld())
+    settings = RunSettings(trials=2, allow_shorter=True)
+    with RunFolder.create(tmp_path / "run", two_method_plan, settings) as folder:
+        run_search(two_method_plan, settings, folder, runner, on_event=lambda _: None)
+        results = folder.load_results()
+    assert all(result.candidate.per_device_batch_size == 1 for result in results)
+    assert all(result.candidate.effective_batch_size == 8 for result in results)
+    assert all(result.details["memory_ladder"][0]["after"] == 1 for result in results)
+    assert all(request.allow_shorter for request in runner.requests if request.name != "calibration")
+
+
+def test_final_trainings_alone_are_checkpointed_and_their_checkpoints_do_not_stay(tmp_path, two_method_plan):
+    runner = StepsDown(FakeWorld())
+    settings = RunSettings(trials=2)
+    with RunFolder.create(tmp_path / "run", two_method_plan, settings) as folder:
+        folder.checkpoint_folder("final-winner").mkdir(parents=True)
+        run_search(two_method_plan, settings, folder, runner, on_event=lambda _: None)
+        assert not folder.checkpoint_folder("final-winner").exists()
+    wanted = {request.name for request in runner.requests if request.checkpoint_folder is not None}
+    assert wanted == {request.name for request in runner.requests if request.name.startswith("final-")} != set()

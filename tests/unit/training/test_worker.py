@@ -1,5 +1,6 @@
 """The real worker process on a tiny model."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -188,21 +189,100 @@ def test_a_killed_worker_fails_its_training_and_is_replaced(
     assert runner.train(request_for(steps=12, name="next"), always).status == "complete"
 
 
-def test_memory_over_the_limit_is_out_of_memory(
+def with_tight_worker(runner: WorkerRunner) -> None:
+    """Gives the present worker 1 MiB more than it holds now; the one after it has the job's limit again."""
+    runner._ready().watch._limit_bytes = worker_of(runner).memory_info().rss + 2**20
+
+
+def test_over_the_memory_limit_the_micro_batch_is_halved_and_the_steps_stay_the_same(
+    job: Job, runner: WorkerRunner, tmp_path: Path, request_for: Callable[..., TrainRequest]
+) -> None:
+    whole = runner.train(request_for(steps=12, name="whole"), always)
+    tight = WorkerRunner(tmp_path / "worker.log")
+    tight.prepare(job)
+    try:
+        with_tight_worker(tight)
+        outcome = tight.train(request_for(steps=12), always)
+    finally:
+        tight.close()
+    assert outcome.status == "complete", outcome.error
+    assert outcome.trained == replace(LORA, per_device_batch_size=4, gradient_accumulation_steps=2)
+    ladder = outcome.details["memory_ladder"]
+    assert isinstance(ladder, list)
+    assert [(rung["lever"], rung["before"], rung["after"]) for rung in ladder] == [("per_device_batch_size", 8, 4)]
+    assert "memory budget" in ladder[0]["error"]
+    assert whole.scores is not None
+    assert outcome.scores is not None
+    assert outcome.tokens == whole.tokens
+    assert outcome.scores.eval_loss == pytest.approx(whole.scores.eval_loss, rel=1e-3)
+
+
+def test_memory_over_the_limit_at_the_bottom_of_the_ladder_is_out_of_memory(
     job: Job, tmp_path: Path, request_for: Callable[..., TrainRequest]
 ) -> None:
+    smallest = replace(LORA, per_device_batch_size=1, activation_checkpointing=True, optimizer="sgd")
     runner = WorkerRunner(tmp_path / "worker.log")
     runner.prepare(job)
     try:
-        resident = worker_of(runner).memory_info().rss
-        watch = runner._ready().watch
-        watch._limit_bytes = resident + 2**20
-        outcome = runner.train(request_for(steps=200), always)
-        assert outcome.status == "oom"
-        assert outcome.error is not None
-        assert "memory budget" in outcome.error
+        with_tight_worker(runner)
+        outcome = runner.train(request_for(smallest, steps=200), always)
     finally:
         runner.close()
+    assert outcome.status == "oom"
+    assert outcome.error is not None
+    assert "memory budget" in outcome.error
+
+
+_SMALL_DEVICE = """
+import torch
+
+embedding = torch.nn.functional.embedding
+
+def limited(input, *args, **kwargs):
+    if torch.is_grad_enabled() and input.numel() > {tokens}:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    return embedding(input, *args, **kwargs)
+
+torch.nn.functional.embedding = limited
+"""
+
+
+@pytest.mark.slow
+def test_a_device_that_raises_out_of_memory_is_led_down_the_whole_ladder(
+    job: Job, tmp_path: Path, request_for: Callable[..., TrainRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes 64 tokens in training: less than the longest row has, until that may be cut."""
+    (tmp_path / "sitecustomize.py").write_text(_SMALL_DEVICE.format(tokens=64), encoding="utf-8")
+    long_rows = tmp_path / "long.jsonl"
+    lines = [json.dumps({"prompt": f"{n}:", "completion": "y" * (50 + n % 60)}) for n in range(120)]
+    long_rows.write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    runner = WorkerRunner(tmp_path / "worker.log")
+    long_job = replace(job, data_files=(str(long_rows),), data_hash=hash_files((str(long_rows),)), max_length=128)
+    candidate = replace(LORA, per_device_batch_size=2, max_length=128)
+    try:
+        runner.prepare(long_job)
+        outcome = runner.train(replace(request_for(candidate, steps=3), allow_shorter=True), always)
+    finally:
+        runner.close()
+    ladder = outcome.details["memory_ladder"]
+    assert isinstance(ladder, list)
+    levers = [rung["lever"] for rung in ladder]
+    assert levers == ["per_device_batch_size", "activation_checkpointing", "optimizer", "max_length"]
+    assert "ran out of memory" in ladder[0]["error"]
+    assert outcome.trained is not None
+    assert outcome.trained.effective_batch_size == 2
+    assert outcome.status == "complete", outcome.error
+
+
+def test_the_longest_row_is_in_the_first_batch_of_every_epoch() -> None:
+    from autopeft.training.trainer import RowSampler
+
+    lengths = [5, 9, 3, 40, 8, 7, 6, 5] * 20
+    for epoch in range(3):
+        sampler = RowSampler(4, lengths, seed=epoch)
+        sampler.set_epoch(epoch)
+        assert lengths[next(iter(sampler))] == 40
 
 
 def test_changed_data_is_refused_by_its_hash(job: Job, tmp_path: Path) -> None:
