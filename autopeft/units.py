@@ -82,6 +82,11 @@ def format_duration(seconds: float) -> str:
     return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
 
 
+def format_amount(amount: float) -> str:
+    """Returns an amount of money or energy for people: two digits below 1, else two decimals."""
+    return f"{amount:.2g}" if amount < 1 else f"{amount:,.2f}"
+
+
 def format_count(count: float) -> str:
     """Returns a count for people: ``950``, ``12.3K``, ``135M``, ``8.03B``."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from first_recommendation import comparison
 from priors import learning_rate, quality
 from priors.evidence import Sweep, read_sweeps
 from priors.fit import all_pairs, fit_learning_rates
@@ -213,6 +214,8 @@ def report() -> str:
         first_against_recipe() + "\n",
         "### Methods, ranks, targets, storage\n",
         effects_table() + "\n",
+        "### Whole first recommendations against the recipe\n",
+        comparison.report(),
     )
     return "\n".join(parts)
 

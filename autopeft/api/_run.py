@@ -259,12 +259,11 @@ def _refuse_changed_data(plan: Recommendation) -> None:
 def _refuse_what_is_not_trained(plan: Recommendation) -> None:
     """Raises for models and data that can be priced but not yet trained; half right would be wrong."""
     from autopeft.profiling.dataset import why_not_trained
+    from autopeft.recommend.runnable import encoder_problem
 
-    if plan.model.kind != "causal_lm":
-        raise ModelError(
-            f"autopeft run trains causal language models; {plan.model.id} is an encoder ({plan.model.model_type}), "
-            "which `autopeft suggest` and `autopeft estimate` price but no run trains yet"
-        )
+    untrained = encoder_problem(plan.model)
+    if untrained is not None:
+        raise ModelError(untrained)
     problem = why_not_trained(plan.data.format, plan.data.source)
     if problem is not None:
         raise DataError(problem)

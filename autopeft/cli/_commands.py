@@ -25,7 +25,7 @@ Examples:
   autopeft run --model ./my-model --data train.jsonl --time-budget 2h
 
 """
-_EPILOG = "Exit codes: 0 done, 1 error, 2 usage, 3 nothing fits the memory, 130 interrupted."
+_EPILOG = "Exit codes: 0 done, 1 error, 2 usage, 3 nothing fits the memory or the limits, 130 interrupted."
 
 
 @click.group(epilog=_EXAMPLES + _EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,6 +59,7 @@ def suggest(output: Path | None, as_json: bool, columns: tuple[tuple[str, str], 
     Needs neither a GPU nor weights nor torch, and writes no file without -o.
     """
     from autopeft import api
+    from autopeft.recommend.runnable import why_no_run
     from autopeft.specs import to_json
 
     terminate_like_interrupt()
@@ -66,7 +67,8 @@ def suggest(output: Path | None, as_json: bool, columns: tuple[tuple[str, str], 
         plan = api.suggest(columns=dict(columns), on_step=progress.step, **inputs)
     if output is not None:
         api.write_plan(plan, output)
-        click.echo(f"wrote {output}; next: autopeft run {output}", err=True)
+        following = "" if why_no_run(plan.model, plan.data) else f"; next: autopeft run {output}"
+        click.echo(f"wrote {output}{following}", err=True)
     if as_json:
         click.echo(to_json(plan.to_dict()), nl=False)
     else:

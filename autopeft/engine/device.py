@@ -13,7 +13,7 @@ _BUILDS: dict[DeviceKind, str] = {
     "mps": "macOS 14 or newer on an Apple chip",
 }
 UNVERIFIED = (
-    "unverified: nobody has checked autopeft's predictions and trainings on a {kind} device yet; compare the estimates"
+    "unverified: nobody has checked autopeft's predictions and trainings on {kind} devices yet; compare the estimates"
     " with what you measure, and report it"
 )
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autopeft.errors import InvalidInputError
-from autopeft.specs import Claim, DatasetProfile, Distribution, ModelSpec, OptionValue, PlanInputs
+from autopeft.specs import Claim, DatasetProfile, Distribution, ModelSpec, OptionValue, PlanInputs, TruncationPoint
 
 SMALL_ROWS = 1_000
 MEDIUM_ROWS = 10_000
@@ -59,9 +59,12 @@ def advise(model: ModelSpec, data: DatasetProfile, inputs: PlanInputs) -> Advice
     """
     max_length, length_reason = advised_max_length(model, data, inputs.max_length)
     sequence_length, sequence_reason = priced_length(data, max_length)
-    batch, batch_reason = advised_batch(data.example_count, inputs.effective_batch_size)
     sizes = advised_split_sizes(data.example_count)
     training_rows = max(1, data.example_count - sizes.choose_rows - sizes.test_rows)
+    batch, batch_reason = advised_batch(data.example_count, inputs.effective_batch_size)
+    if batch > training_rows:
+        short = f"{batch_reason.text}; only {training_rows} rows are trained on, so that an epoch is one smaller step"
+        batch_reason = replace(batch_reason, text=f"{short}, and time and memory are overstated")
     epochs = advised_epochs(data.example_count)
     steps = epochs * steps_per_epoch(training_rows, batch)
     warmup = 0.1 if steps < SHORT_TRAINING_STEPS else 0.05
@@ -163,12 +166,19 @@ def _loses(data: DatasetProfile, max_length: int) -> str:
     if max_length >= data.max_tokens:
         return f" (the longest counted row has {data.max_tokens})"
     known = [point for point in data.truncation if point.max_length <= max_length]
+    if not known and data.truncation:
+        least = min(data.truncation, key=lambda point: point.max_length)
+        return f" (cuts more than {_cut(least)}, which are lost at {least.max_length} already)"
     if not known:
         return f" (the longest counted row has {data.max_tokens}; how much is cut was not counted)"
     nearest = max(known, key=lambda point: point.max_length)
     most = "" if nearest.max_length == max_length else "at most "
-    lost, rows = nearest.supervised_tokens_lost_share, nearest.rows_truncated_share
-    return f" (cuts {most}{lost:.1%} of them, in {rows:.1%} of the rows)"
+    return f" (cuts {most}{_cut(nearest)})"
+
+
+def _cut(point: TruncationPoint) -> str:
+    lost, rows = point.supervised_tokens_lost_share, point.rows_truncated_share
+    return f"{lost:.1%} of the supervised tokens, in {rows:.1%} of the rows"
 
 
 def priced_length(data: DatasetProfile, max_length: int) -> tuple[int, Claim]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from autopeft.recommend.candidates import CandidateFactory
 from autopeft.recommend.objectives import MEANINGS
@@ -11,6 +12,7 @@ from autopeft.recommend.sweep import Sweep, every_form, known_to_formulas, sweep
 from autopeft.specs import (
     ExplainedRejection,
     Extreme,
+    ModelSpec,
     PlanExplanation,
     RankedCandidate,
     Recommendation,
@@ -19,6 +21,7 @@ from autopeft.specs import (
 )
 from autopeft.units import format_duration, format_gib
 
+SHOWN_POINTS = 0.005
 CLOSE_POINTS = 0.5
 """No term of the score is known to better than this; a smaller lead means nothing."""
 
@@ -30,8 +33,8 @@ def explain_plan(plan: Recommendation, changes: tuple[Change, ...]) -> PlanExpla
     factory = CandidateFactory.from_plan(plan)
     forms = sweep(factory, every_form(factory)) if known_to_formulas(factory) else None
     return PlanExplanation(
-        first=label(first.candidate),
-        second=None if second is None else label(second.candidate),
+        first=label(first.candidate, plan.model),
+        second=None if second is None else label(second.candidate, plan.model),
         lead=None if second is None else round(first.score - second.score, 4),
         terms=terms,
         summary=_summary(plan, second, terms),
@@ -39,11 +42,11 @@ def explain_plan(plan: Recommendation, changes: tuple[Change, ...]) -> PlanExpla
         rejected=tuple(_explained(plan, entry) for entry in plan.rejected),
         forms=0 if forms is None else len(forms.candidates),
         on_front=0 if forms is None else len(forms.front()),
-        extremes=() if forms is None else _extremes(forms),
+        extremes=() if forms is None else _extremes(forms, plan.model),
     )
 
 
-def _extremes(forms: Sweep) -> tuple[Extreme, ...]:
+def _extremes(forms: Sweep, model: ModelSpec) -> tuple[Extreme, ...]:
     """Returns the best of the forms that fit by each criterion; of equals the one with the best score."""
     order = forms.order
     if not len(order):
@@ -51,14 +54,14 @@ def _extremes(forms: Sweep) -> tuple[Extreme, ...]:
     ascending = {"score": -forms.score, "quality": -forms.quality_points, "memory": forms.required_bytes}
     if not math.isnan(forms.seconds[order[0]]):
         ascending |= {"time": forms.seconds}
-    return tuple(_extreme(forms, name, int(order[values[order].argmin()])) for name, values in ascending.items())
+    return tuple(_extreme(forms, model, name, int(order[values[order].argmin()])) for name, values in ascending.items())
 
 
-def _extreme(forms: Sweep, criterion: str, place: int) -> Extreme:
+def _extreme(forms: Sweep, model: ModelSpec, criterion: str, place: int) -> Extreme:
     seconds = float(forms.seconds[place])
     return Extreme(
         criterion=criterion,
-        form=label(forms.candidates[place]),
+        form=label(forms.candidates[place], model),
         score=round(float(forms.score[place]), 4),
         quality_points=round(float(forms.quality_points[place]), 4),
         required_bytes=int(forms.required_bytes[place]),
@@ -79,6 +82,11 @@ def compared_terms(first: RankedCandidate, second: RankedCandidate) -> tuple[Ter
     return tuple(sorted((term for term in terms if term.difference), key=lambda term: -term.difference))
 
 
+def visible_terms(terms: Sequence[TermComparison]) -> tuple[TermComparison, ...]:
+    """Returns the terms whose difference is not nothing when it is rounded to a hundredth of a point."""
+    return tuple(term for term in terms if abs(term.difference) >= SHOWN_POINTS)
+
+
 def _term(name: str, first: float, second: float) -> TermComparison:
     return TermComparison(term=name, first=first, second=second, difference=round(first - second, 4))
 
@@ -92,10 +100,11 @@ def _summary(
     if second is None:
         return (*lines, f"no other method than {first.candidate.method} is left")
     lead = first.score - second.score
-    ahead = f"{label(first.candidate)} is {lead:.2f} points ahead of {label(second.candidate)}"
-    if not terms:
+    ahead = f"{label(first.candidate, plan.model)} is {lead:.2f} points ahead of {label(second.candidate, plan.model)}"
+    visible = visible_terms(terms)
+    if not visible:
         return (*lines, f"{ahead}: their terms are equal, and the cheaper one stands first")
-    speaking = [f"{term.term} {term.difference:+.2f}" for term in terms]
+    speaking = [f"{term.term} {term.difference:+.2f}" for term in visible]
     lines.append(f"{ahead}: {', '.join(speaking)}")
     if lead < CLOSE_POINTS:
         lines.append(f"a lead below {CLOSE_POINTS:g} points means nothing: `autopeft run` decides between them")

@@ -8,9 +8,9 @@ from autopeft.specs import Objective
 WEIGHTS: dict[Objective, CostWeights] = {
     "balanced": CostWeights(),
     "quality": CostWeights(doubled_time=0.0, memory_share=0.0),
-    "memory": CostWeights(doubled_time=0.1, memory_share=0.0, doubled_memory=4.0),
-    "speed": CostWeights(doubled_time=4.0, memory_share=0.0),
-    "cost": CostWeights(doubled_time=2.0, memory_share=0.0),
+    "memory": CostWeights(doubled_time=0.1, halved_time=0.1, memory_share=0.0, doubled_memory=4.0),
+    "speed": CostWeights(doubled_time=4.0, halved_time=4.0, memory_share=0.0),
+    "cost": CostWeights(doubled_time=2.0, halved_time=2.0, memory_share=0.0),
 }
 """Judgements, in points of task quality. Tuned methods lie within about one point of each other (arXiv 2602.04998): a
 weight of 4 lets time or memory decide, and quality only between equals; 2 lies between. One device costs the same in

@@ -12,6 +12,7 @@ from autopeft.recommend.devices import device_notes
 from autopeft.recommend.objectives import explores_leaner
 from autopeft.recommend.pareto import mark_front
 from autopeft.recommend.prompting import prompting_notes
+from autopeft.recommend.runnable import run_notes
 from autopeft.recommend.scoring import HALVED_RANK_POINTS
 from autopeft.recommend.shortage import shortage_text
 from autopeft.recommend.shortening import shorter_lengths
@@ -223,6 +224,7 @@ def _notes(factory: CandidateFactory, recipe: RankedCandidate | RejectedCandidat
         "`autopeft run` decides",
         *device_notes(factory.hardware),
     ]
+    notes += run_notes(factory.model, factory.data)
     notes += prompting_notes(factory.hardware, factory.model, factory.data)
     if factory.data.example_count < SMALL_ROWS:
         notes.append(

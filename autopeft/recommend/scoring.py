@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from autopeft.specs import Candidate, Quantization
+
+Floats = npt.NDArray[np.float64]
 
 QUANTIZATION_POINTS: dict[Quantization, float] = {"none": 0.0, "int8": -0.1, "nf4": -0.6}
 """nf4 as fitted (profiles/priors.yaml): LoRA on it against LoRA on 16 bits, 83 comparisons of five sources, which
@@ -62,12 +67,16 @@ class CostWeights:
     """What quality is weighed against, in points.
 
     Attributes:
-        doubled_time: that a training of twice the time must be better by.
+        doubled_time: that a training of twice plain LoRA's time must be better by.
+        halved_time: that a training of half of plain LoRA's time wins. Zero unless speed was asked for: a small model's
+            predicted time is off by 30 % and more, and what beats plain LoRA by launching fewer kernels teaches no
+            more for it.
         memory_share: that a candidate whose smallest form takes all that is available must be better by.
         doubled_memory: that a candidate of twice the required bytes must be better by.
     """
 
     doubled_time: float = POINTS_PER_DOUBLED_TIME
+    halved_time: float = 0.0
     memory_share: float = MEMORY_POINTS
     doubled_memory: float = 0.0
 
@@ -76,7 +85,9 @@ def score_terms(parts: ScoreParts, weights: CostWeights) -> dict[str, float]:
     """Returns the points of a candidate by what they are for; their sum is its score.
 
     method + situation + quantization - 0.2 * halvings - 0.7 * narrow - 2.0 * halved lengths
-        - doubled_time * log2(relative time) - memory_share * share - doubled_memory * log2(relative memory)
+        - time cost - memory_share * share - doubled_memory * log2(relative memory)
+
+    with ``time_cost`` of the relative time.
 
     Of one form every term can only grow with the memory that is available. The quality terms are fitted, time
     and memory are judgements; a left-out source is missed by 0.9 points (docs/advice.md), so the search decides.
@@ -89,9 +100,18 @@ def score_terms(parts: ScoreParts, weights: CostWeights) -> dict[str, float]:
         "rank": 0.0 - HALVED_RANK_POINTS * parts.halved_ranks,
         "targets": 0.0 - ATTENTION_ONLY_POINTS * parts.narrow_targets,
         "length": 0.0 - HALVED_LENGTH_POINTS * parts.halved_lengths,
-        "time": 0.0 - weights.doubled_time * math.log2(parts.relative_time),
+        "time": 0.0 - float(time_cost(weights, parts.relative_time)),
         "memory": 0.0 - memory,
     }
+
+
+def time_cost(weights: CostWeights, relative_time: float | Floats) -> Floats:
+    """Returns what times cost in points, as multiples of plain LoRA's; negative where one wins points.
+
+    doubled_time * log2(relative time) above 1, halved_time * log2(relative time) below
+    """
+    doublings = np.log2(relative_time)
+    return weights.doubled_time * np.maximum(doublings, 0.0) + weights.halved_time * np.minimum(doublings, 0.0)
 
 
 def score(parts: ScoreParts, weights: CostWeights | None = None) -> float:

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autopeft.errors import AutoPeftError
+from autopeft.profiling.model import resolve_target_modules
 from autopeft.recommend.candidates import CandidateFactory
+from autopeft.recommend.narrowing import known_aliases
 from autopeft.recommend.objectives import WEIGHTS
 from autopeft.recommend.ranking import ranked_plan
 from autopeft.recommend.scoring import CostWeights
-from autopeft.specs import Candidate, ChangedAnswer, DatasetProfile, Device, HardwareProfile, Recommendation
+from autopeft.specs import Candidate, ChangedAnswer, DatasetProfile, Device, HardwareProfile, ModelSpec, Recommendation
 from autopeft.units import format_gib
 
 SETTINGS = (
@@ -48,17 +50,14 @@ def usual_changes(plan: Recommendation, devices: Sequence[HardwareProfile]) -> t
     """
     available = plan.candidates[0].available_bytes
     weights = WEIGHTS[plan.inputs.objective]
+    dear = replace(weights, doubled_time=2 * weights.doubled_time, halved_time=2 * weights.halved_time)
     return (
         Change(text="10 % less memory", inputs={"budget_memory_bytes": available * 9 // 10}),
         Change(text="half of the memory", inputs={"budget_memory_bytes": available // 2}),
         Change(text="twice the data", data=scaled_data(plan.data, 2)),
         Change(text="ten times the data", data=scaled_data(plan.data, 10)),
         *(_on(profile) for profile in neighbours(plan.hardware.device, devices)),
-        *(
-            [Change(text="time at twice the price", weights=replace(weights, doubled_time=2 * weights.doubled_time))]
-            if weights.doubled_time
-            else []
-        ),
+        *([Change(text="time at twice the price", weights=dear)] if weights.doubled_time else []),
         *(
             Change(text=f"--objective {name}", inputs={"objective": name})
             for name in WEIGHTS
@@ -72,12 +71,18 @@ def answers(plan: Recommendation, changes: Sequence[Change]) -> tuple[ChangedAns
     return tuple(_answer(plan, change) for change in changes)
 
 
-def label(candidate: Candidate) -> str:
-    """Returns a candidate in a few words: ``lora r 16 on nf4, 4 x 8``, ``full unquantized, 1 x 32``."""
+def label(candidate: Candidate, model: ModelSpec) -> str:
+    """Returns a candidate in a few words: ``lora r 16 on nf4, 4 x 8``, ``full unquantized, 1 x 32``.
+
+    Fewer layers than all linear ones are named: ``lora r 4 attention only, unquantized, 1 x 16``.
+    """
+    alone = known_aliases(model, ("attention",))
+    narrow = bool(alone) and candidate.target_modules == resolve_target_modules(model, alone)
+    where = " attention only," if narrow else ""
     rank = "" if candidate.r is None else f" r {candidate.r}"
     base = "unquantized" if candidate.quantization == "none" else f"on {candidate.quantization}"
     split = f"{candidate.per_device_batch_size} x {candidate.gradient_accumulation_steps}"
-    return f"{candidate.method}{rank} {base}, {split}"
+    return f"{candidate.method}{rank}{where} {base}, {split}"
 
 
 def scaled_data(data: DatasetProfile, factor: int) -> DatasetProfile:
@@ -120,7 +125,9 @@ def _answer(plan: Recommendation, change: Change) -> ChangedAnswer:
     except AutoPeftError as error:
         return ChangedAnswer(change=change.text, first=str(error).partition(". What would help")[0], flips=True)
     flips = (before.method, before.quantization) != (after.method, after.quantization)
-    return ChangedAnswer(change=change.text, first=label(after), flips=flips, differences=_differences(before, after))
+    return ChangedAnswer(
+        change=change.text, first=label(after, plan.model), flips=flips, differences=_differences(before, after)
+    )
 
 
 def _recommended(plan: Recommendation, change: Change) -> Recommendation:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from autopeft.memory.storage import quantization_problem
 from autopeft.recommend.candidates import CandidateFactory
 from autopeft.recommend.devices import one_device_hint
+from autopeft.recommend.rejections import grouped_lines
 from autopeft.specs import MemoryEstimate, RejectedCandidate
 from autopeft.units import format_gib
 
@@ -25,8 +26,8 @@ def shortage_text(factory: CandidateFactory, rejected: Sequence[RejectedCandidat
             f"{fastest.reason}; raise the limit, train on fewer rows, or take a faster device"
         )
     if not priced:
-        reasons = dict.fromkeys(f"{entry.method} ({entry.variant}): {entry.reason}" for entry in rejected)
-        return f"no method can train {factory.model.id} on {device.name}: {'; '.join(reasons)}"
+        reasons = grouped_lines((entry.method, entry.variant, entry.reason) for entry in rejected)
+        return f"no method is left to train {factory.model.id} on {device.name}: {'; '.join(reasons)}"
     least = min(priced, key=lambda entry: (entry.required_bytes or 0, entry.method))
     required = least.required_bytes or 0
     return (

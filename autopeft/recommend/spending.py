@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from autopeft.errors import InvalidInputError
 from autopeft.specs import HardwareProfile, PlanInputs
-from autopeft.units import format_duration
+from autopeft.units import format_amount, format_duration
 
 SECONDS_PER_HOUR = 3600.0
 JOULES_PER_KWH = 3.6e6
@@ -88,7 +88,7 @@ def over_limit(inputs: PlanInputs, seconds: float | None, cost: float | None) ->
             f"{format_duration(inputs.max_seconds)} ({inputs.max_seconds:.0f} s)"
         )
     if inputs.max_cost is not None and cost is not None and cost > inputs.max_cost:
-        return f"costs {cost:.2f}, --max-cost allows {inputs.max_cost:.2f}"
+        return f"costs {format_amount(cost)}, --max-cost allows {format_amount(inputs.max_cost)}"
     return None
 
 

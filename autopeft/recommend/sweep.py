@@ -17,7 +17,7 @@ from autopeft.methods import get_method
 from autopeft.recommend.batch import divisors
 from autopeft.recommend.candidates import CandidateFactory
 from autopeft.recommend.pareto import on_front
-from autopeft.recommend.scoring import score_terms
+from autopeft.recommend.scoring import score_terms, time_cost
 from autopeft.spaces import suggested_methods
 from autopeft.specs import Candidate, OptionValue
 
@@ -70,7 +70,7 @@ def sweep(factory: CandidateFactory, candidates: Sequence[Candidate]) -> Sweep:
         share[places] = _memory_share(factory, candidate, arrays.required_bytes[places])
     weights = factory.judge.weights
     memory = np.log2(arrays.required_bytes / factory.judge.sixteen_bit_bytes)
-    cost = weights.doubled_time * np.log2(relative) + weights.memory_share * share + weights.doubled_memory * memory
+    cost = time_cost(weights, relative) + weights.memory_share * share + weights.doubled_memory * memory
     score = quality - cost
     fitting = np.flatnonzero(arrays.required_bytes <= factory.available_bytes)
     order = fitting[np.lexsort((step[fitting], -score[fitting]))]

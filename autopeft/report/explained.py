@@ -5,10 +5,11 @@ from __future__ import annotations
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from autopeft.report.formats import format_seconds
+from autopeft.recommend.explain import visible_terms
+from autopeft.recommend.rejections import grouped_lines
 from autopeft.report.tables import bold, bullets, plain_table, plain_text
 from autopeft.specs import ChangedAnswer, ExplainedRejection, PlanExplanation
-from autopeft.units import GIB
+from autopeft.units import GIB, format_duration
 
 
 def explained_table(explanation: PlanExplanation) -> RenderableType:
@@ -20,13 +21,14 @@ def explained_table(explanation: PlanExplanation) -> RenderableType:
         parts += [bold("The best of all forms"), bullets([_priced(explanation)]), _extremes(explanation), Text()]
     parts += [bold("What would change the answer"), _changes(explanation.changes), Text()]
     if explanation.rejected:
-        parts += [bold("Rejected"), bullets(map(_rejected_line, explanation.rejected))]
+        lines = grouped_lines((entry.method, entry.variant, _why(entry)) for entry in explanation.rejected)
+        parts += [bold("Rejected"), bullets(lines)]
     return Group(*parts)
 
 
 def _terms(explanation: PlanExplanation) -> RenderableType:
     table = plain_table(("points of", 14), ("first", 8), ("second", 8), ("for the first", 14))
-    for term in explanation.terms:
+    for term in visible_terms(explanation.terms):
         cells = (term.term, f"{term.first:+.2f}", f"{term.second:+.2f}", f"{term.difference:+.2f}")
         table.add_row(*map(plain_text, cells))
     return table
@@ -45,9 +47,9 @@ def _extremes(explanation: PlanExplanation) -> RenderableType:
     for extreme in explanation.extremes:
         size = f"{extreme.required_bytes / GIB:.2f}"
         figures = (f"{extreme.score:+.2f}", f"{extreme.quality_points:+.2f}", size)
-        table.add_row(
-            *map(plain_text, (extreme.criterion, extreme.form, *figures, format_seconds(extreme.predicted_seconds)))
-        )
+        seconds = extreme.predicted_seconds
+        time = "unknown" if seconds is None else format_duration(seconds)
+        table.add_row(*map(plain_text, (extreme.criterion, extreme.form, *figures, time)))
     return table
 
 
@@ -58,6 +60,5 @@ def _changes(changes: tuple[ChangedAnswer, ...]) -> RenderableType:
     return table
 
 
-def _rejected_line(entry: ExplainedRejection) -> str:
-    what = f"{entry.method} ({entry.variant})" if entry.variant else entry.method
-    return f"{what}: {entry.reason}{f'; what would let it in: {entry.remedy}' if entry.remedy else ''}"
+def _why(entry: ExplainedRejection) -> str:
+    return f"{entry.reason}; what would let it in: {entry.remedy}" if entry.remedy else entry.reason

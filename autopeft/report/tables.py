@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autopeft.methods import PeftMethod
+from autopeft.recommend.rejections import grouped_lines
 from autopeft.report.base_scores import base_scores_table
 from autopeft.report.context import data_facts, model_facts
 from autopeft.report.formats import (
@@ -37,10 +38,9 @@ from autopeft.specs import (
     ModelSpec,
     RankedCandidate,
     Recommendation,
-    RejectedCandidate,
     Verdict,
 )
-from autopeft.units import GIB, format_duration, format_gib
+from autopeft.units import GIB, format_amount, format_duration, format_gib
 
 EXPLAINED = 3
 """Candidates whose own reasons are printed; the others' are in the plan."""
@@ -65,7 +65,8 @@ def suggest_table(plan: Recommendation) -> RenderableType:
     if any(own):
         parts += [bold("Why, one by one"), *(part for part in own if part), *_more_reasons(plan), Text()]
     if plan.rejected:
-        parts += [bold("Rejected"), bullets(map(_rejected_line, plan.rejected)), Text()]
+        lines = grouped_lines((entry.method, entry.variant, entry.reason) for entry in plan.rejected)
+        parts += [bold("Rejected"), bullets(lines), Text()]
     if plan.notes:
         parts += [bold("Notes"), bullets(plan.notes)]
     return Group(*parts)
@@ -248,7 +249,7 @@ def _trade_offs(plan: Recommendation) -> list[RenderableType]:
 
 
 def _amount(amount: float | None) -> str:
-    return "unknown" if amount is None else f"{amount:.2g}" if amount < 1 else f"{amount:,.2f}"
+    return "unknown" if amount is None else format_amount(amount)
 
 
 def _gib(size_bytes: int) -> str:
@@ -282,10 +283,6 @@ def _more_reasons(plan: Recommendation) -> list[RenderableType]:
         return []
     which = "the other" if left == 1 else f"the other {left}"
     return [plain_text(f"The reasons for {which} are in the plan: --json prints it, -o plan.json keeps it.")]
-
-
-def _rejected_line(entry: RejectedCandidate) -> str:
-    return f"{entry.method} ({entry.variant}): {entry.reason}" if entry.variant else f"{entry.method}: {entry.reason}"
 
 
 def _finding(finding: Finding) -> RenderableType:

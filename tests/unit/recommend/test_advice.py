@@ -19,7 +19,20 @@ def test_max_length_is_the_smallest_power_of_two_that_loses_at_most_half_a_perce
     table = (point(256, 0.2), point(512, 0.0051), point(768, 0.0049), point(1024, 0.005), point(2048, 0.0))
     advice = advise(small_model, make_data(truncation=table, max_tokens=2000), INPUTS)
     assert advice.max_length == 1024
-    assert "cuts 0.5% of them" in advice.reasons[0].text
+    assert "cuts 0.5% of the supervised tokens" in advice.reasons[0].text
+
+
+def test_a_length_below_every_counted_one_is_said_to_lose_more_than_that(small_model, make_data):
+    advice = advise(
+        small_model, make_data(truncation=(point(128, 0.9),)), PlanInputs(model="m", data="d", max_length=16)
+    )
+    assert "cuts more than 90.0% of the supervised tokens" in advice.reasons[0].text
+
+
+@pytest.mark.parametrize(("batch", "is_told"), [(76, True), (75, False)])
+def test_an_effective_batch_above_the_rows_that_are_trained_on_is_told(small_model, make_data, batch, is_told):
+    advice = advise(small_model, make_data(100), PlanInputs(model="m", data="d", effective_batch_size=batch))
+    assert ("only 75 rows are trained on" in advice.reasons[2].text) is is_told
 
 
 def test_without_a_truncation_table_the_longest_row_decides(small_model, make_data):

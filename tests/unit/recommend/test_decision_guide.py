@@ -72,6 +72,16 @@ def test_in_a_narrow_domain_on_limited_compute_nothing_beats_lora_or_qlora_by_mo
     assert plan.candidates[0].candidate.method != "full"
 
 
+@pytest.mark.parametrize("model", ["llama-3.2-1b", "smollm2-135m-instruct", "roberta-base"])
+@pytest.mark.parametrize("objective", ["quality", "balanced"])
+def test_full_fine_tuning_is_never_first_for_launching_fewer_kernels(advise, model, objective):
+    assert firsts(advise(model, "b200", 2_000, objective=objective))[0] != "full"
+
+
+def test_full_fine_tuning_of_a_small_model_may_be_the_shortest_training(advise):
+    assert firsts(advise("llama-3.2-1b", "b200", 2_000, objective="speed"))[0] == "full"
+
+
 @pytest.mark.parametrize("objective", ["quality", "balanced", "cost", "speed"])
 def test_dora_comes_before_lora_only_where_it_earns_its_cost(advise, objective):
     plan = advise(LLAMA, "a100-80gb", 5000, objective=objective)

@@ -2,8 +2,9 @@ from dataclasses import replace
 
 import pytest
 
+from autopeft.profiling.model import resolve_target_modules
 from autopeft.recommend import recommend
-from autopeft.recommend.explain import compared_terms, explain_plan, runner_up
+from autopeft.recommend.explain import compared_terms, explain_plan, runner_up, visible_terms
 from autopeft.recommend.sensitivity import Change, answers, label, neighbours, scaled_data, usual_changes
 from autopeft.specs import PlanInputs
 
@@ -35,6 +36,20 @@ def test_the_terms_of_two_scores_add_up_to_the_lead(plan):
     assert explained.terms[0].term in explained.summary[1]
 
 
+def test_terms_that_differ_by_less_than_is_shown_do_not_speak(plan):
+    explained = explain_plan(plan, ())
+    assert all(abs(term.difference) >= 0.005 for term in visible_terms(explained.terms))
+    assert not any(text in explained.summary[1] for text in ("+0.00", "-0.00"))
+
+
+def test_fewer_layers_than_all_linear_ones_are_named(plan, large_model):
+    attention = resolve_target_modules(large_model, ("attention",))
+    entry = next(entry for entry in plan.candidates if entry.candidate.method == "lora").candidate
+    narrow = replace(entry, target_modules=attention)
+    assert label(narrow, large_model).startswith(f"lora r {entry.r} attention only, ")
+    assert "attention" not in label(entry, large_model)
+
+
 def test_equal_scores_are_said_to_be_equal(plan):
     first = plan.candidates[0]
     twin = replace(first, candidate=replace(first.candidate, method="dora"))
@@ -58,7 +73,11 @@ def test_a_plan_of_one_method_says_so(plan):
 
 def test_a_change_of_nothing_flips_nothing(plan):
     (answer,) = answers(plan, [Change(text="nothing")])
-    assert (answer.flips, answer.differences, answer.first) == (False, (), label(plan.candidates[0].candidate))
+    assert (answer.flips, answer.differences, answer.first) == (
+        False,
+        (),
+        label(plan.candidates[0].candidate, plan.model),
+    )
 
 
 def test_too_little_memory_flips_the_answer_and_says_what_is_lacking(plan):

@@ -185,7 +185,7 @@ def test_a_device_without_nf4_is_told_that_nf4_would_help(large_model, make_data
 
 def test_a_method_that_can_never_work_is_no_matter_of_memory(small_model, make_data, make_hardware):
     inputs = replace(INPUTS, methods=("loftq",))
-    with pytest.raises(NothingFitsError, match=r"no method can train .* does not support nf4"):
+    with pytest.raises(NothingFitsError, match=r"no method is left to train .* does not support nf4"):
         recommend(make_hardware(supports_nf4=False), small_model, make_data(), inputs, seed=0)
 
 

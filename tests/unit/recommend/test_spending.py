@@ -38,6 +38,7 @@ def test_a_broken_limit_is_named_with_numbers():
         "takes 1m 30s (90 s), --max-time allows 1m 00s (60 s)"
     )
     assert over_limit(replace(INPUTS, max_cost=1.0), 90.0, 1.5) == "costs 1.50, --max-cost allows 1.00"
+    assert over_limit(replace(INPUTS, max_cost=0.001), 90.0, 1.5) == "costs 1.50, --max-cost allows 0.001"
     assert over_limit(replace(INPUTS, max_cost=2.0, max_seconds=90.0), 90.0, 1.5) is None
 
 
