@@ -13,6 +13,7 @@ from autopeft.errors import DataError, RunFolderError
 from autopeft.profiling.dataset import hash_files, read_examples, split_rows
 from autopeft.profiling.encoding import EncodedRow, encode_examples
 from autopeft.specs import Job
+from autopeft.training.token_cache import encoded_once
 
 FEWEST_COMPARED_ROWS = 2
 """A paired comparison resamples rows, and one row has no spread."""
@@ -79,7 +80,7 @@ def load_data(job: Job, tokenizer_folder: Path) -> TokenData:
     splits = split_rows(
         examples, choose_rows=job.choose_rows, test_rows=job.test_rows, seed=job.seed, split_by=job.split_by
     )
-    encoded = encode_examples(tokenizer_folder, examples)
+    encoded = encoded_once(job, tokenizer_folder, lambda: encode_examples(tokenizer_folder, examples))
     return _token_data(encoded, splits, job.max_length)
 
 

@@ -17,7 +17,7 @@ from trl import SFTConfig, SFTTrainer
 from autopeft.engine.device import require_picked_device
 from autopeft.engine.loss import IGNORE_INDEX, uses_autocast
 from autopeft.engine.step import StepParts, forward_loss
-from autopeft.errors import AutoPeftError
+from autopeft.errors import AutoPeftError, InvalidInputError
 from autopeft.specs import Candidate, RungReport, TrainRequest
 from autopeft.training.checkpoint import (
     KEPT,
@@ -285,7 +285,16 @@ class StepWatch(TrainerCallback):
 
 
 def trainer_config(candidate: Candidate, request: TrainRequest, device: str) -> SFTConfig:
-    """Returns trl's configuration of one training; the trainer itself writes nothing but checkpoints."""
+    """Returns trl's configuration of one training; the trainer itself writes nothing but checkpoints.
+
+    Raises:
+        InvalidInputError: for a candidate that packs; trl would drop the setting without a word for tokenized rows.
+    """
+    if candidate.packing:
+        raise InvalidInputError(
+            "packing is true: `autopeft estimate` prices several documents in a row, but no training packs them yet; "
+            "train with packing: false, where rows of like length share a step"
+        )
     checkpoints = request.checkpoint_folder
     return SFTConfig(
         output_dir=checkpoints or str(Path(request.output_folder) / ".trainer"),
@@ -304,7 +313,6 @@ def trainer_config(candidate: Candidate, request: TrainRequest, device: str) -> 
         seed=request.seed,
         data_seed=request.seed,
         max_length=candidate.max_length,
-        packing=candidate.packing,
         gradient_checkpointing=False,  # the engine has switched it on where the candidate says so
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=torch.device(device).type in ("cuda", "xpu"),

@@ -285,6 +285,15 @@ def test_the_longest_row_is_in_the_first_batch_of_every_epoch() -> None:
         assert lengths[next(iter(sampler))] == 40
 
 
+def test_a_candidate_that_packs_is_refused_and_not_trained_without(
+    runner: WorkerRunner, request_for: Callable[..., TrainRequest]
+) -> None:
+    outcome = runner.train(request_for(replace(LORA, packing=True), steps=2), always)
+    assert outcome.status == "failed"
+    assert outcome.error is not None
+    assert "no training packs them yet" in outcome.error
+
+
 def test_changed_data_is_refused_by_its_hash(job: Job, tmp_path: Path) -> None:
     runner = WorkerRunner(tmp_path / "worker.log")
     with pytest.raises(RunFolderError, match="data has changed since the plan was made"):
