@@ -54,18 +54,26 @@ def untouched_advice(scores: BaseScores) -> BaseAdvice:
 
 
 def distance_finding(scores: BaseScores) -> Finding | None:
-    """Returns how far the data is from what the model already writes, by its zero-shot loss; None without one."""
+    """Returns how far the data is from what the model already writes, by its zero-shot loss; None without one.
+
+    Of labels the loss tells whether the model would word them so, not whether it knows which one is right: that is what
+    the score says.
+    """
     if not scores.shots:
         return None
     loss = scores.shots[0].loss
-    known = f"the untouched base model predicts a supervised token with loss {_interval(loss)}, "
+    of_labels = scores.task == "labels"
+    token = "token of the right label" if of_labels else "supervised token"
+    known = f"the untouched base model predicts a {token} with loss {_interval(loss)}, "
     known += f"perplexity {math.exp(loss.value):.3g}"
     guess = GUESSED_SHARE * math.log(scores.vocabulary) if scores.vocabulary else math.inf
     if loss.value >= guess:
         return _finding("warning", f"{known}: hardly better than guessing", scores, _GUESSED)
     if loss.value >= FAR_LOSS:
+        if of_labels:
+            return _finding("warning", f"{known}: it would not word the labels so", scores, _FAR_LABELS)
         return _finding("warning", f"{known}: far from what it writes", scores, _FAR)
-    if loss.value <= NEAR_LOSS:
+    if loss.value <= NEAR_LOSS and not of_labels:
         return _finding("warning", f"{known}: it knows these answers already", scores, _NEAR)
     return _finding("info", known, scores, "")
 
@@ -74,6 +82,10 @@ _GUESSED = "check the columns, the encoding of the text and whether model and to
 _FAR = (
     "check that prompt and completion are the right columns; if they are, expect to need a higher rank and more data, "
     "and keep a general text at hand to see what is forgotten"
+)
+_FAR_LABELS = (
+    "check that the column of the labels is the right one, and name them in the prompt; a training learns their "
+    "wording first, so that a falling loss need not mean better answers"
 )
 _NEAR = "do not expect much of a training; if the data is public, the model may have been trained on it"
 

@@ -186,7 +186,7 @@ def _untouched(plan: Recommendation) -> list[RenderableType]:
 
 def _heading(plan: Recommendation) -> Text:
     device = plan.hardware.device
-    batch = f"{plan.data.example_count:,} examples, {plan.data.mean_tokens:.0f} tokens each"
+    batch = f"{plan.data.example_count:,} examples, {plan.data.mean_tokens:.0f} tokens on average"
     memory = f"{format_gib(device.free_memory_bytes)} free"
     lines = (
         f"model     {plan.model.id}",

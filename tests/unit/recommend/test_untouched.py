@@ -107,10 +107,29 @@ def test_a_better_base_never_turns_the_advice_towards_training() -> None:
 )
 def test_the_loss_says_how_far_the_data_is(loss: float, severity: str, words: str) -> None:
     measured = Score(name="loss", value=loss, low=loss - 0.05, high=loss + 0.05, interval="bootstrap")
-    finding = distance_finding(scores(BAD, loss=measured))
+    finding = distance_finding(scores(BAD, task="texts", loss=measured))
     assert finding is not None
     assert finding.severity == severity
     assert words in finding.message
+
+
+@pytest.mark.parametrize(
+    ("loss", "severity", "words"),
+    [
+        (0.1, "info", "predicts a token of the right label with loss 0.10"),
+        (4.0, "warning", "it would not word the labels so"),
+        (10.5, "warning", "hardly better than guessing"),
+    ],
+)
+def test_of_labels_the_loss_says_how_they_are_worded_and_the_score_whether_they_are_known(
+    loss: float, severity: str, words: str
+) -> None:
+    measured = Score(name="loss", value=loss, low=loss - 0.05, high=loss + 0.05, interval="bootstrap")
+    finding = distance_finding(scores(BAD, task="labels", loss=measured))
+    assert finding is not None
+    assert finding.severity == severity
+    assert words in finding.message
+    assert "it knows these answers" not in finding.message
 
 
 def test_an_encoder_has_no_distance_and_must_be_trained() -> None:
