@@ -192,7 +192,10 @@ class PeftMethodContract:
         from autopeft.engine.base import OriginalWeights
 
         weights = OriginalWeights(tiny_llama(tmp_path))
-        return MethodContext(candidate=candidate, steps=STEPS, seed=0, weights=weights)
+        batch = {**_batch(), "labels": _batch()["input_ids"]}
+        return MethodContext(
+            candidate=candidate, steps=STEPS, seed=0, weights=weights, batches=lambda: iter([batch] * 2)
+        )
 
     def _train(self, model: Any, candidate: Candidate, steps: int) -> list[float]:
         """Trains on one batch; returns the loss before each step and after the last."""

@@ -21,6 +21,7 @@ from autopeft.memory.step_time import seconds_from_costs
 from autopeft.memory.storage import priced_as_stored
 from autopeft.memory.tracing.request import TraceAnswer, TraceRequest
 from autopeft.memory.tracing.versions import installed_versions
+from autopeft.methods import get_method
 from autopeft.specs import Candidate, Device, MemoryEstimate, ModelSpec, StepStyle
 
 RELATIVE_ERROR = 0.02
@@ -161,10 +162,12 @@ def _assumptions(request: TraceRequest, answer: TraceAnswer, device: Device | No
         "reserved memory by replaying CUDA's caching allocator on the traced training; required is what it cannot do "
         "without when it gives its cache back first"
     )
+    unread = f"what {request.candidate.method} holds while it reads training rows for its start is not traced"
     return (
         f"every row has {request.sequence_length} tokens, {padding}",
         context_assumption(device),
         *((replayed,) if answer.peak_reserved_bytes is not None else ()),
+        *((unread,) if get_method(request.candidate.method).reads_data else ()),
         *answer.notes,
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -57,12 +57,16 @@ class MethodContext:
         steps: optimizer steps of the whole training.
         seed: of the trial.
         weights: the original weights of the base model.
+        batches: begins a pass over the training rows, in an order that the seed alone decides; a batch holds
+            "input_ids", "attention_mask" and "labels", each ``(per_device_batch_size, length)``, on the host. None
+            where nothing is read (a trace).
     """
 
     candidate: Candidate
     steps: int
     seed: int
     weights: LoadedWeights
+    batches: Callable[[], Iterator[dict[str, Any]]] | None = None
 
 
 class PeftMethod(ABC):
@@ -82,6 +86,7 @@ class PeftMethod(ABC):
         has_adapter: False for methods that train the base weights themselves.
         closed_form: False where the closed form of ``autopeft.memory`` does not know the method's step, so that it is
             traced.
+        reads_data: True where ``prepare`` reads training batches, so that a trace leaves it out.
     """
 
     name: ClassVar[str]
@@ -90,6 +95,7 @@ class PeftMethod(ABC):
     update_rule: ClassVar[str]
     has_adapter: ClassVar[bool] = True
     closed_form: ClassVar[bool] = True
+    reads_data: ClassVar[bool] = False
 
     @abstractmethod
     def adapter_spec(self, candidate: Candidate, steps: int) -> AdapterSpec | None:

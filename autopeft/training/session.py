@@ -173,7 +173,11 @@ class Session:
         candidate = request.candidate
         method = get_method(candidate.method)
         context = MethodContext(
-            candidate=candidate, steps=request.steps, seed=request.seed, weights=OriginalWeights(self.folder)
+            candidate=candidate,
+            steps=request.steps,
+            seed=request.seed,
+            weights=OriginalWeights(self.folder),
+            batches=lambda: self._batches(candidate, request.seed),
         )
         base = load_base(self.folder, candidate, self.job.device)
         keep_differentiable(base)
@@ -190,6 +194,17 @@ class Session:
         return StepParts(
             model=model, method=method, context=context, optimizer=optimizer, device_type=device_type(self.job.device)
         )
+
+    def _batches(self, candidate: Candidate, seed: int) -> Iterator[dict[str, Any]]:
+        """Yields the training rows in whole batches, in an order of their own that the seed decides."""
+        import torch
+
+        rows = cut_rows(self.data.splits["train"], candidate.max_length)
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+        collate = Collator(self.tokenizer.pad_token_id, keeps_logits=False)
+        size = min(candidate.per_device_batch_size, len(rows))
+        for start in range(0, len(rows) - size + 1, size):
+            yield collate([rows[number].columns for number in order[start : start + size]])
 
     def _checkpoint(self, request: TrainRequest) -> Path | None:
         """Returns the checkpoint that a training goes on from."""

@@ -65,6 +65,10 @@ CASES: dict[str, tuple[Candidate, Callable[[], Any]]] = {
     "dora": (replace(LORA, method="dora"), lambda: lora(use_dora=True)),
     "pissa": (replace(LORA, method="pissa"), lambda: lora(init_lora_weights="pissa_niter_16")),
     "olora": (replace(LORA, method="olora"), lambda: lora(init_lora_weights="olora")),
+    "eva": (
+        replace(LORA, method="eva"),
+        lambda: lora(init_lora_weights="eva", eva_config=peft.EvaConfig(rho=1.0)),
+    ),
     "loraplus": (replace(LORA, method="loraplus", options={"loraplus_lr_ratio": 16.0}), lora),
     "miss": (
         replace(LORA, method="miss", lora_alpha=None),
@@ -157,6 +161,9 @@ def plain(session: Session, name: str, folder: Path) -> Trained:
     set_seed(SEED)
     if config is not None:
         model = peft.get_peft_model(model, config)
+    if name == "eva":
+        batches = list(session._batches(CASES[name][0], SEED))
+        peft.initialize_lora_eva_weights(model, batches, show_progress_bar=False)
     start = folder / "start"
     if name in ("pissa", "olora"):
         kind, model.peft_config["default"].init_lora_weights = model.peft_config["default"].init_lora_weights, True

@@ -210,7 +210,7 @@ def _step_parts(model: Any, request: TraceRequest) -> StepParts:
 
 
 def _computes_initial_values(method: PeftMethod) -> bool:
-    return type(method).prepare is not PeftMethod.prepare
+    return type(method).prepare is not PeftMethod.prepare and not method.reads_data
 
 
 class _FakeWeights:
