@@ -356,8 +356,8 @@ def _runner(plan: Recommendation, settings: RunSettings, folder: RunFolder, on_s
 
 
 def _write_reports(plan: Recommendation, folder: RunFolder) -> None:
-    """Writes report.md, report.html and, with a verdict, recipe.yaml, from what the folder holds."""
-    from autopeft.report import RunRecord, recipe_yaml, render_html, render_markdown
+    """Writes report.md, report.html and, with a verdict, recipe.yaml and the model card, from what the folder holds."""
+    from autopeft.report import RunRecord, model_card, recipe_yaml, render_html, render_markdown
 
     record = RunRecord(
         plan=plan,
@@ -370,6 +370,8 @@ def _write_reports(plan: Recommendation, folder: RunFolder) -> None:
     folder.write_report(folder.report_html, render_html(record))
     if record.verdict is not None:
         folder.write_report(folder.recipe, recipe_yaml(record))
+        if folder.adapter.is_dir():
+            folder.write_report(folder.model_card, model_card(record))
 
 
 def _report_of(folder: RunFolder) -> Report:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autopeft.report.card import model_card
     from autopeft.report.html import render_html
     from autopeft.report.markdown import render_markdown
     from autopeft.report.recipe import recipe_yaml
@@ -19,6 +20,7 @@ __all__ = [
     "data_table",
     "hardware_table",
     "methods_table",
+    "model_card",
     "model_table",
     "recipe_yaml",
     "render_html",
@@ -26,7 +28,13 @@ __all__ = [
     "suggest_table",
 ]
 
-_HOMES = {"RunRecord": "record", "recipe_yaml": "recipe", "render_html": "html", "render_markdown": "markdown"}
+_HOMES = {
+    "RunRecord": "record",
+    "model_card": "card",
+    "recipe_yaml": "recipe",
+    "render_html": "html",
+    "render_markdown": "markdown",
+}
 
 
 def __getattr__(name: str) -> Any:

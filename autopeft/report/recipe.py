@@ -112,7 +112,7 @@ def _quantization_settings(winner: Candidate) -> list[str]:
 
 
 def _content(record: RunRecord, verdict: Verdict) -> dict[str, Any]:
-    plan, training = record.plan, _winners_training(record, verdict)
+    plan, training = record.plan, winners_training(record, verdict)
     model = {name: getattr(plan.model, name) for name in ("id", "format", "path", "revision", "model_type", "license")}
     data = to_dict(plan.data)
     device = plan.hardware.device
@@ -134,8 +134,12 @@ def _content(record: RunRecord, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _winners_training(record: RunRecord, verdict: Verdict) -> TrialResult:
-    """Returns the winner's final training, or its trial of the search where the budget cut the final one."""
+def winners_training(record: RunRecord, verdict: Verdict) -> TrialResult:
+    """Returns the winner's final training, or its trial of the search where the budget cut the final one.
+
+    Raises:
+        RunFolderError: if results.jsonl holds neither.
+    """
     finals = [trial for trial in record.trials if trial.name == "final-winner" and trial.status == "complete"]
     searched = [trial for trial in record.trials if trial.trial == verdict.winner_trial and trial.stage == "search"]
     for trial in [*finals[-1:], *searched]:

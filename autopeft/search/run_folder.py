@@ -63,6 +63,7 @@ class RunFolder:
         self.report_html = path / "report.html"
         self.recipe = path / "recipe.yaml"
         self.adapter = path / "adapter"
+        self.model_card = self.adapter / "README.md"
         self.worker_log = path / "logs" / "worker.log"
         self._lock = path / ".lock"
         self._handle: Any = None

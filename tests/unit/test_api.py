@@ -73,9 +73,12 @@ def test_the_public_names_are_frozen() -> None:
         "__version__",
         "baseline",
         "calibrate",
+        "convert",
         "estimate",
         "explain",
         "explain_plan",
+        "export_recipe",
+        "merge",
         "run",
         "suggest",
     ]
@@ -83,11 +86,14 @@ def test_the_public_names_are_frozen() -> None:
         "CalibrationResult",
         "baseline",
         "calibrate",
+        "convert",
         "describe_data",
         "describe_methods",
         "estimate",
         "explain",
         "explain_plan",
+        "export_recipe",
+        "merge",
         "read_plan",
         "run",
         "suggest",
@@ -241,6 +247,7 @@ def test_a_run_returns_a_report_and_prints_nothing(
     assert report.verdict.to_dict() == json.loads((tmp_path / "run" / "verdict.json").read_text())
     assert len(report.trials) == len((tmp_path / "run" / "results.jsonl").read_text().splitlines())
     assert all(Path(path).exists() for path in (report.html, report.markdown, report.adapter_folder))
+    assert "SIMULATED" in (Path(report.adapter_folder) / "README.md").read_text()
     assert events[0].kind == "stage"
     assert events[-1].kind == "verdict"
 
