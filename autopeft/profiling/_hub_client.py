@@ -58,10 +58,14 @@ class HubModel:
             return None
 
     def exists(self, name: str) -> bool:
-        """Returns whether the repository has a file; False also where the hub does not answer."""
+        """Returns whether the repository has a file.
+
+        Raises:
+            HubFileError: if the hub does not say.
+        """
         try:
             _patiently(lambda: _metadata(self.id, name, self.commit))
-        except HubFileError:
+        except HubFileMissingError:
             return False
         return True
 

@@ -37,6 +37,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _SMALL_FILES = ("tokenizer_config.json", "chat_template.jinja", "README.md", INDEX_FILE)
+_TOKENIZER_FILE = "tokenizer.json"
 _REQUESTS_AT_ONCE = 8
 _FIRST_BYTES = 131_072
 """Of 97 % of the files on the hub the header is shorter than 100 kB (huggingface_hub, get_safetensors_metadata)."""
@@ -61,11 +62,9 @@ def read_hub(text: str) -> ModelSpec:
         raise ModelError(f"cannot download config.json of hub model {model_id}: {error}") from error
     model = HubModel(model_id, config.parent.name)
     small = dict(zip(_SMALL_FILES, _at_once(_SMALL_FILES, lambda name: _optional(model, name)), strict=True))
-    origin = replace(
-        _origin(model_id, config.parent),
-        has_tokenizer_file=model.exists("tokenizer.json"),
-        notes=tuple(_lost(name, found) for name, found in small.items() if isinstance(found, HubFileError)),
-    )
+    has_tokenizer, unasked = _has_tokenizer(model)
+    lost = tuple(_lost(name, found) for name, found in small.items() if isinstance(found, HubFileError))
+    origin = replace(_origin(model_id, config.parent), has_tokenizer_file=has_tokenizer, notes=(*lost, *unasked))
     index = small[INDEX_FILE]
     if isinstance(index, HubFileError):
         return build_spec(read_json(config), model_id, origin)
@@ -83,7 +82,20 @@ def _from_cache(model_id: str, revision: str | None, problem: str) -> ModelSpec:
     note = f"{problem}; read from the cache at {folder.name}"
     weights = read_weights(folder)
     tensors = () if weights.missing else weights.tensors
-    return build_spec(read_json(config), model_id, replace(origin, tensors=tensors, notes=(note,)))
+    content = read_json(config)
+    # The index first, as online: the same model has one answer with and without the hub.
+    spec = build_spec(content, model_id, replace(origin, index=weights.index, notes=(note,)))
+    if not tensors or spec.parameter_count_source == "index":
+        return spec
+    return build_spec(content, model_id, replace(origin, tensors=tensors, notes=(note,)))
+
+
+def _has_tokenizer(model: HubModel) -> tuple[bool, tuple[str, ...]]:
+    """Returns whether the repository has a tokenizer.json, and a note where the hub does not say."""
+    try:
+        return model.exists(_TOKENIZER_FILE), ()
+    except HubFileError as error:
+        return False, (f"whether there is a {_TOKENIZER_FILE} is not known ({error}); taken as no",)
 
 
 def _origin(model_id: str, folder: Path) -> Origin:

@@ -65,8 +65,20 @@ def _read_folder(folder: Path) -> ModelSpec:
         revision=_folder_revision(folder, weights),
         tensors=weights.tensors,
         index=weights.index,
+        notes=() if weights.tensors or weights.index else _pickled_note(folder),
     )
     return build_spec(config, folder.resolve().name, origin)
+
+
+def _pickled_note(folder: Path) -> tuple[str, ...]:
+    """Returns what is told of weights in pickle files, whose tensors cannot be read without running their code."""
+    found = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
+    if not found:
+        return ()
+    return (
+        f"the weights ({found[0]}{', ...' if found[1:] else ''}) are no safetensors files; parameters are counted from "
+        "config.json, and a changed file is not noticed: save_pretrained of transformers writes safetensors",
+    )
 
 
 def _read_gguf(path: Path) -> ModelSpec:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from autopeft.errors import HardwareError
 from autopeft.profiling._links import link_of
@@ -40,6 +40,8 @@ class CudaDevice:
         gpu_memory_bytes: total memory of that GPU.
         default_power_watts: the limit that the board comes with; None if unknown.
         peer_link: NVLink to other devices; None without one.
+        shares_host_memory: whether the driver knows of no memory of its own, as on a GB10; the three figures of memory
+            are then 0, for the host to fill in.
     """
 
     gpu: int
@@ -59,6 +61,7 @@ class CudaDevice:
     clock_limit_mhz: int | None = None
     host_link: Link | None = None
     peer_link: Link | None = None
+    shares_host_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,17 +185,18 @@ def _instances(nvml: Any, index: int, gpu: Any) -> list[_Handle]:
 
 def _device(nvml: Any, handle: _Handle, uuid: str) -> CudaDevice:
     gpu, own = handle.whole, handle.own
-    memory, whole = nvml.nvmlDeviceGetMemoryInfo(own), nvml.nvmlDeviceGetMemoryInfo(gpu)
+    memory, whole = _memory(nvml, own), _memory(nvml, gpu)
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(gpu)
     ecc = _optional(nvml, nvml.nvmlDeviceGetEccMode, gpu)
     return CudaDevice(
         gpu=handle.gpu,
         name=str(nvml.nvmlDeviceGetName(own)),
         uuid=uuid,
-        total_memory_bytes=int(memory.total),
-        free_memory_bytes=int(memory.free),
-        used_memory_bytes=int(memory.used),
-        gpu_memory_bytes=int(whole.total),
+        total_memory_bytes=memory.total,
+        free_memory_bytes=memory.free,
+        used_memory_bytes=memory.used,
+        gpu_memory_bytes=whole.total,
+        shares_host_memory=memory.total == 0,
         compute_capability=(int(major), int(minor)),
         partition=None if handle.instance is None else _partition(nvml, handle),
         processes=_processes(nvml, own),
@@ -204,6 +208,22 @@ def _device(nvml: Any, handle: _Handle, uuid: str) -> CudaDevice:
         host_link=_host_link(nvml, gpu),
         peer_link=_peer_link(nvml, gpu),
     )
+
+
+class _Memory(NamedTuple):
+    total: int
+    free: int
+    used: int
+
+
+def _memory(nvml: Any, handle: Any) -> _Memory:
+    """Returns a device's memory; all 0 where it has none of its own.
+
+    NVML answers "Not Supported" for a GB10 (https://github.com/kubernetes-sigs/dra-driver-nvidia-gpu/issues/1073), or
+    zero in other versions of the driver (https://github.com/Syllo/nvtop/pull/411).
+    """
+    found = _optional(nvml, nvml.nvmlDeviceGetMemoryInfo, handle)
+    return _Memory(0, 0, 0) if found is None else _Memory(int(found.total), int(found.free), int(found.used))
 
 
 def _clock_limit(nvml: Any, gpu: Any) -> int | None:

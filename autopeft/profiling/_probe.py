@@ -31,7 +31,7 @@ def probe_machine() -> HardwareProfile:
     host = probe_host()
     cuda = probe_cuda(os.environ)
     if cuda.devices:
-        return _cuda_profile(cuda, host)
+        return _cuda_profile(_with_host_memory(cuda, host), host)
     others = probe_accelerators(os.environ)
     if others.devices:
         return _accelerator_profile(others, host)
@@ -102,6 +102,30 @@ def _cuda_profile(cuda: CudaDevices, host: HostFacts) -> HardwareProfile:
     )
 
 
+def _with_host_memory(cuda: CudaDevices, host: HostFacts) -> CudaDevices:
+    """Returns the devices with the host's memory where they have none of their own."""
+    if not any(device.shares_host_memory for device in cuda.devices):
+        return cuda
+    total, free = host.total_memory_bytes, host.profile.free_memory_bytes
+    devices = tuple(
+        dataclasses.replace(
+            device,
+            total_memory_bytes=total,
+            free_memory_bytes=free,
+            used_memory_bytes=total - free,
+            gpu_memory_bytes=total,
+        )
+        if device.shares_host_memory
+        else device
+        for device in cuda.devices
+    )
+    names = ", ".join(dict.fromkeys(device.name for device in devices if device.shares_host_memory))
+    note = (
+        f"the driver reports no memory of {names}: it is taken to share the processor's, which other programs use too"
+    )
+    return dataclasses.replace(cuda, devices=devices, notes=(*cuda.notes, note))
+
+
 def _interconnect(cuda: CudaDevices) -> tuple[Link | None, tuple[str, ...]]:
     """Returns the link that limits an exchange between all devices, and what is not known of it."""
     if len(cuda.devices) < 2:
@@ -142,6 +166,7 @@ def _cuda_device(found: CudaDevice, record: DeviceRecord | None) -> Device:
         max_clock_mhz=found.max_clock_mhz,
         clock_limit_mhz=found.clock_limit_mhz,
         host_link=found.host_link,
+        unified_memory=found.shares_host_memory,
     )
 
 

@@ -32,6 +32,8 @@ static const Device devices[] = {
     {.machine = "rtx4090", .name = "NVIDIA GeForce RTX 4090", .uuid = "GPU-40900000-aaaa", .total_mib = 24564,
      .used_mib = 2048, .major = 8, .minor = 9, .mig = -1, .ecc = -1, .default_watts = 450, .watts = 450,
      .max_mhz = 3105, .pcie = 4, .lanes = 16},
+    {.machine = "gb10", .name = "NVIDIA GB10", .uuid = "GPU-10000000-aaaa", .major = 12, .minor = 1, .mig = -1,
+     .ecc = -1},
     {.machine = "rtx4090-48gb", .name = "NVIDIA GeForce RTX 4090", .uuid = "GPU-40900000-bbbb", .total_mib = 49140,
      .major = 8, .minor = 9, .mig = -1, .ecc = -1},
     {.machine = "rtx3060-8gb", .name = "NVIDIA GeForce RTX 3060", .uuid = "GPU-30600000-aaaa", .total_mib = 8192,
@@ -100,6 +102,7 @@ int nvmlDeviceGetUUID(const Device *device, char *uuid, unsigned length) {
     return SUCCESS;
 }
 int nvmlDeviceGetMemoryInfo(const Device *device, Memory *memory) {
+    if (!device->total_mib) return NOT_SUPPORTED;
     memory->total = (unsigned long long)device->total_mib << 20;
     memory->used = (unsigned long long)device->used_mib << 20;
     memory->free = memory->total - memory->used;

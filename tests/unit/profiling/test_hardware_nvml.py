@@ -84,6 +84,15 @@ def test_a_probed_rtx_4090_has_the_drivers_memory_and_the_catalogues_speeds(run_
     assert profile.notes == ()
 
 
+def test_a_gpu_without_memory_of_its_own_has_the_processors(run_probe: Prober) -> None:
+    profile = profile_of(run_probe("gb10"))
+    (device,) = profile.devices
+    assert (device.name, device.kind, device.unified_memory) == ("NVIDIA GB10", "cuda", True)
+    assert device.total_memory_bytes == profile.host_memory_bytes
+    assert 0 < device.free_memory_bytes <= device.total_memory_bytes
+    assert any("the driver reports no memory of NVIDIA GB10" in note for note in profile.notes)
+
+
 def test_a_machine_without_a_driver_is_its_processor_and_says_why(run_probe: Prober) -> None:
     profile = profile_of(run_probe("no-driver"))
     assert profile.device.kind == "cpu"

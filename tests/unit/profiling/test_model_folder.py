@@ -102,6 +102,14 @@ def test_a_count_that_differs_from_the_configuration_is_noted(tmp_path: Path) ->
     assert spec.notes == ("the header counts 28,545 parameters where the configuration implies 28,544",)
 
 
+def test_weights_in_pickle_files_are_told_of(tmp_path: Path) -> None:
+    (folder_with(tmp_path, GPT2) / "pytorch_model.bin").write_bytes(b"pickle")
+    spec = load_model(str(tmp_path))
+    assert (spec.parameter_count, spec.parameter_count_source) == (28544, "config")
+    (note,) = spec.notes
+    assert note.startswith("the weights (pytorch_model.bin) are no safetensors files; parameters are counted from")
+
+
 def test_the_revision_follows_the_configuration_and_not_the_clock(tmp_path: Path) -> None:
     first = load_model(str(folder_with(tmp_path, LLAMA))).revision
     assert load_model(str(folder_with(tmp_path, LLAMA))).revision == first

@@ -164,6 +164,24 @@ def test_a_small_file_that_cannot_be_had_is_told_and_not_taken_as_missing(hub: H
     assert note.startswith("tokenizer_config.json could not be read (the hub denies it (status 403)")
 
 
+def test_a_tokenizer_that_the_hub_does_not_tell_of_is_noted(hub: Hub) -> None:
+    hub.denied = ("tokenizer.json",)
+    spec = load_model(MODEL)
+    assert not spec.has_tokenizer_file
+    (note,) = spec.notes
+    assert note.startswith("whether there is a tokenizer.json is not known (the hub denies it (status 403)")
+
+
+def test_the_source_of_the_count_is_the_same_without_the_hub(hub: Hub) -> None:
+    hub.files |= sharded({"total_size": 2 * PARAMETERS})
+    del hub.files["model.safetensors"]
+    online = load_model(MODEL)
+    hub.problem = (503, {"Retry-After": "0"})
+    cached = load_model(MODEL)
+    assert (cached.parameter_count, cached.parameter_count_source) == (PARAMETERS, online.parameter_count_source)
+    assert "read from the cache" in cached.notes[0]
+
+
 def test_an_index_that_cannot_be_had_is_not_told_as_weights_of_another_kind(hub: Hub) -> None:
     hub.files |= sharded({})
     del hub.files["model.safetensors"]
