@@ -15,7 +15,7 @@ import pytest
 from autopeft.errors import InvalidInputError, UnknownNameError
 from autopeft.memory.explicit import Tracing, estimate_explicit, explicit_candidate, read_peft_config
 from autopeft.memory.quiet import quiet_libraries
-from autopeft.methods import method_names
+from autopeft.methods import get_method, method_names
 from autopeft.profiling.hardware import load_hardware
 from autopeft.profiling.model import spec_from_config
 from autopeft.specs import Candidate, Device, ModelSpec
@@ -76,13 +76,20 @@ def test_lora_on_q_and_v_trains_r_times_in_plus_out(model: ModelSpec) -> None:
     assert estimate.source == "closed_form"
 
 
-@pytest.mark.parametrize("name", method_names())
-def test_every_method_can_be_priced(model: ModelSpec, name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in method_names() if get_method(name).closed_form])
+def test_every_method_that_the_closed_form_knows_can_be_priced(model: ModelSpec, name: str) -> None:
     quantization = "nf4" if name == "loftq" else "none"
     candidate = explicit_candidate(model, PLAIN | {"method": name}, rest(quantization=quantization))
     estimate = estimate_explicit(candidate, model, GPU, saved=None, tracing=Tracing())
     assert estimate.peak_memory_bytes == sum(estimate.components.values())
     assert estimate.required_bytes == estimate.peak_memory_bytes + estimate.overhead_bytes
+
+
+def test_a_method_without_a_rank_takes_none(model: ModelSpec) -> None:
+    candidate = explicit_candidate(model, PLAIN | {"method": "ia3"}, rest())
+    assert (candidate.r, candidate.lora_alpha) == (None, None)
+    with pytest.raises(InvalidInputError, match="'ia3' has no rank; leave out r"):
+        explicit_candidate(model, PLAIN | {"method": "ia3", "r": 8}, rest())
 
 
 @pytest.mark.parametrize(
