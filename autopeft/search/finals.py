@@ -103,16 +103,28 @@ def train_finals(session: Session, saved: SavedSchedule, choice: Choice) -> Fina
         )
     assert winner.adapter_folder is not None, "a completed training saves its adapter"
     session.folder.export_adapter(session.folder.path / winner.adapter_folder)
+    notes += _shortened(winner)
     if plain is None:
         same = plain_candidate(session.plan) == choice.winner.candidate
         return Finals(winner=winner, plain=winner if same else None, steps=steps, notes=notes)
     baseline = _final(session, PLAIN, plain, steps)
     if baseline.status == "complete":
-        return Finals(winner=winner, plain=baseline, steps=steps, notes=notes)
+        return Finals(winner=winner, plain=baseline, steps=steps, notes=notes + _shortened(baseline))
     failed = (
         f"plain LoRA's final training ended as {baseline.status} ({baseline.error}), so nothing is compared with it"
     )
     return Finals(winner=winner, plain=None, steps=steps, notes=(*notes, failed))
+
+
+def _shortened(result: TrialResult) -> tuple[str, ...]:
+    """Returns the sentence that says that a training saw shorter rows than the others; nothing if it did not."""
+    rungs = [rung for rung in result.details.get("memory_ladder", []) if rung["lever"] == "max_length"]
+    if not rungs:
+        return ()
+    return (
+        f"memory ran out in {result.name}, so its training rows were cut at {rungs[-1]['after']} tokens instead of "
+        f"{rungs[0]['before']}; it trained on fewer tokens than what it is compared with",
+    )
 
 
 def score_tests(

@@ -144,15 +144,23 @@ def announce(session: Session, result: TrialResult) -> None:
     """Says how a training ended."""
     loss = "" if result.eval_loss is None else f", loss {result.eval_loss:.4f}"
     error = "" if result.error is None else f": {result.error}"
+    steps_down = _steps_down(result)
     session.emit(
         "trial-end",
-        f"{result.name} {result.status}{loss} after {format_duration(result.seconds)}{error}",
+        f"{result.name} {result.status}{loss} after {format_duration(result.seconds)}{error}{steps_down}",
         name=result.name,
         method=result.candidate.method,
         status=result.status,
         loss=result.eval_loss,
         seconds=result.seconds,
     )
+
+
+def _steps_down(result: TrialResult) -> str:
+    """Returns what was changed because memory ran out, as the end of a sentence; empty if nothing was."""
+    ladder = result.details.get("memory_ladder", [])
+    taken = ", ".join(f"{rung['lever']} {rung['before']} to {rung['after']}" for rung in ladder)
+    return f"; memory ran out, so it trained with {taken}" if taken else ""
 
 
 def describe(priced: RankedCandidate) -> str:

@@ -318,6 +318,7 @@ class StepsDown(FakeRunner):
     def __init__(self, world: FakeWorld) -> None:
         super().__init__(world)
         self.requests = []
+        self.more_rungs = []
 
     def train(self, request, go_on):
         self.requests.append(request)
@@ -325,7 +326,7 @@ class StepsDown(FakeRunner):
         rows = request.candidate.effective_batch_size
         lower = dataclasses.replace(request.candidate, per_device_batch_size=1, gradient_accumulation_steps=rows)
         ladder = [{"lever": "per_device_batch_size", "before": rows, "after": 1, "error": "full"}]
-        return dataclasses.replace(outcome, trained=lower, details={"memory_ladder": ladder})
+        return dataclasses.replace(outcome, trained=lower, details={"memory_ladder": ladder + self.more_rungs})
 
 
 def test_a_result_tells_what_was_trained_after_memory_ran_out(tmp_path, two_method_plan):
@@ -338,6 +339,22 @@ def test_a_result_tells_what_was_trained_after_memory_ran_out(tmp_path, two_meth
     assert all(result.candidate.effective_batch_size == 8 for result in results)
     assert all(result.details["memory_ladder"][0]["after"] == 1 for result in results)
     assert all(request.allow_shorter for request in runner.requests if request.name != "calibration")
+
+
+def test_a_training_on_rows_that_were_cut_for_memory_is_told_beside_its_comparison(tmp_path, two_method_plan):
+    runner = StepsDown(FakeWorld())
+    runner.more_rungs = [
+        {"lever": "max_length", "before": 512, "after": 256, "error": "full"},
+        {"lever": "max_length", "before": 256, "after": 128, "error": "full"},
+    ]
+    settings = RunSettings(trials=2, allow_shorter=True)
+    events = []
+    with RunFolder.create(tmp_path / "run", two_method_plan, settings) as folder:
+        verdict = run_search(two_method_plan, settings, folder, runner, on_event=events.append)
+    told = " ".join((*verdict.cut, *verdict.caveats))
+    assert "memory ran out in final-winner, so its training rows were cut at 128 tokens instead of 512" in told
+    ends = [event.message for event in events if event.kind == "trial-end"]
+    assert all("memory ran out, so it trained with per_device_batch_size 8 to 1, max_length" in each for each in ends)
 
 
 def test_final_trainings_alone_are_checkpointed_and_their_checkpoints_do_not_stay(tmp_path, two_method_plan):
