@@ -133,6 +133,15 @@ def test_suggest_writes_a_file_only_where_it_is_told_to(
     assert outcome.err == "wrote plan.json; next: autopeft run plan.json\n"
 
 
+def test_a_plan_that_no_run_can_follow_is_not_followed_by_the_command_for_it(
+    call: Call, rows: Path, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.json"
+    outcome = call("suggest", "--model", "roberta-base", "--data", rows, "--hardware", "rtx-4090", "-o", plan)
+    assert outcome.err == f"wrote {plan}\n"
+    assert "this plan cannot be run: autopeft run trains causal language models" in " ".join(outcome.out.split())
+
+
 def test_the_options_of_suggest_reach_the_plan(call: Call, config_folder: Path, rows: Path) -> None:
     options = ("--method", "dora", "--method", "lora", "--effective-batch-size", 4, "--max-length", 64, "--seed", 3)
     plan = call(*suggest(config_folder, rows, *options, "--budget-memory", "2GiB", "--json")).json
