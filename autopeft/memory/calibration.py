@@ -170,6 +170,7 @@ def apply(estimate: MemoryEstimate, corrections: Sequence[Correction]) -> Memory
         phases=phases,
         phase_components={name: _components(parts, phases[name]) for name, parts in estimate.phase_components.items()},
         source="calibrated",
+        uncorrected=estimate,
         relative_error=next(
             (found.relative_error for found in (allocated, reserved) if found), estimate.relative_error
         ),

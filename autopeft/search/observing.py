@@ -7,7 +7,6 @@ import logging
 from autopeft.errors import AutoPeftError
 from autopeft.memory.calibration_store import CalibrationStore, Observation
 from autopeft.memory.observing import Training, observations_of, step_seconds
-from autopeft.memory.pricing import price_memory
 from autopeft.recommend.shortening import advice_of
 from autopeft.search.session import Session
 from autopeft.specs import RankedCandidate, TrainOutcome
@@ -28,21 +27,17 @@ def observe(session: Session, priced: RankedCandidate, outcome: TrainOutcome) ->
 
 
 def trial_observations(session: Session, priced: RankedCandidate, outcome: TrainOutcome) -> tuple[Observation, ...]:
-    """Returns what a training teaches about its prediction.
-
-    The prediction is made anew, as the plan's was at first: the plan's may be calibrated already.
-    """
-    plan, device = session.plan, session.plan.hardware.device
-    length = advice_of(plan).sequence_length
+    """Returns what a training teaches about the prediction that was made for it, before any correction."""
+    plan = session.plan
     training = Training(
         candidate=priced.candidate,
         model=plan.model,
-        device=device,
+        device=plan.hardware.device,
         data=plan.data.content_hash,
-        sequence_length=length,
+        sequence_length=advice_of(plan).sequence_length,
         limit_bytes=priced.available_bytes,
         versions=session.job_facts().versions,
         source="trial",
     )
-    estimate = price_memory(priced.candidate, plan.model, device, sequence_length=length)
+    estimate = priced.estimate.uncorrected or priced.estimate
     return observations_of(training, estimate, outcome, seconds=step_seconds(outcome))

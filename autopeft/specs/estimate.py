@@ -33,6 +33,7 @@ class MemoryEstimate:
         context_bytes: of ``required_bytes``, the device's context and libraries, outside torch's allocator; None where
             they were not told apart.
         epoch_peaks: how the peak differs between the batches of an epoch; None without a data set.
+        uncorrected: the prediction before this machine's measurements corrected it; None if none did.
     """
 
     peak_memory_bytes: int
@@ -51,6 +52,7 @@ class MemoryEstimate:
     versions: dict[str, str] = field(default_factory=dict)
     epoch_peaks: EpochPeaks | None = None
     context_bytes: int | None = None
+    uncorrected: MemoryEstimate | None = None
 
     @property
     def context(self) -> int:

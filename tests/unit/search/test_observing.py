@@ -6,14 +6,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from autopeft.memory.calibration_store import CalibrationStore
 from autopeft.memory.closed_form import estimate_memory
+from autopeft.recommend import CandidateFactory
 from autopeft.recommend.advice import advise
 from autopeft.search import RunFolder, RunSettings, run_search
-from autopeft.specs import Job, JobFacts, Recommendation, RungReport, TrainOutcome, TrainRequest
+from autopeft.specs import Job, JobFacts, MemoryEstimate, Recommendation, RungReport, TrainOutcome, TrainRequest
 from autopeft.training.fake import FakeRunner, FakeWorld
 
 MEASURED_BYTES = 123 * 2**20
@@ -63,22 +65,41 @@ def test_every_measured_training_is_an_observation(
     assert {tuple(row.versions) for row in rows} == {("torch", "peft")}
 
 
-def test_the_prediction_is_the_uncorrected_one_of_the_plan_s_row_length(
+def test_the_stored_prediction_is_the_one_from_before_a_correction(
     plan: Recommendation, tmp_path: Path, store: CalibrationStore
 ) -> None:
-    wrong = [
-        replace(entry, estimate=replace(entry.estimate, source="calibrated", required_bytes=1))
+    corrected = [
+        replace(
+            entry,
+            estimate=replace(entry.estimate, source="calibrated", required_bytes=1, uncorrected=entry.estimate),
+        )
         for entry in plan.candidates
     ]
-    search(tmp_path / "run", replace(plan, candidates=tuple(wrong)), MeasuringRunner())
-    length = advise(plan.model, plan.data, plan.inputs).sequence_length
-    known = {
-        estimate_memory(entry.candidate, plan.model, plan.hardware.device, sequence_length=length).required_bytes
-        for entry in plan.candidates
-    }
+    search(tmp_path / "run", replace(plan, candidates=tuple(corrected)), MeasuringRunner())
     first = store.read()[0]
-    assert first.sequence_length == length
-    assert first.predicted_bytes in known
+    assert first.sequence_length == advise(plan.model, plan.data, plan.inputs).sequence_length
+    assert first.predicted_bytes in {entry.estimate.required_bytes for entry in plan.candidates}
+    assert first.predicted_by == "closed_form"
+
+
+def test_a_trial_that_was_priced_by_a_trace_stores_the_trace_s_figure(
+    plan: Recommendation, tmp_path: Path, store: CalibrationStore
+) -> None:
+    def traced(*args: Any, **kwargs: Any) -> MemoryEstimate:
+        found = estimate_memory(*args, **kwargs)
+        return replace(found, source="traced", required_bytes=found.required_bytes + 1)
+
+    known = [entry.candidate for entry in plan.candidates]
+    settings = RunSettings(trials=6, dry_run=False)
+    with RunFolder.create(tmp_path / "run", plan, settings) as folder:
+        source = CandidateFactory.from_plan(plan, traced)
+        run_search(plan, settings, folder, MeasuringRunner(), on_event=lambda _: None, source=source)
+        sampled = [each.candidate for each in folder.load_results() if each.candidate not in known]
+    assert sampled
+    length = advise(plan.model, plan.data, plan.inputs).sequence_length
+    expected = [traced(each, plan.model, plan.hardware.device, sequence_length=length) for each in sampled]
+    stored = {row.predicted_bytes for row in store.read() if row.predicted_by == "traced"}
+    assert {estimate.required_bytes for estimate in expected} <= stored
 
 
 def test_a_simulated_run_teaches_nothing(plan: Recommendation, tmp_path: Path, store: CalibrationStore) -> None:
