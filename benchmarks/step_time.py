@@ -16,7 +16,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,30 +77,38 @@ def _is_comparable(row: AccuracyRow) -> bool:
 
 
 def traced_costs(rows: Sequence[AccuracyRow], *, reuse: bool) -> dict[str, dict[str, Any]]:
-    """Returns row id -> ``{"costs": [...]}`` or ``{"error": "..."}``, and keeps them on disk."""
+    """Returns row id -> ``{"costs": [...]}`` or ``{"error": "..."}``, and keeps each on disk as it comes."""
     kept: dict[str, dict[str, Any]] = json.loads(KEPT.read_text()) if KEPT.exists() else {}
     wanted = [row for row in rows if not reuse or "costs" not in kept.get(row.id, {})]
+    KEPT.parent.mkdir(exist_ok=True)
     for name in sorted({row.environment for row in wanted}):
-        kept |= _trace_there(name, [row for row in wanted if row.environment == name])
-        KEPT.parent.mkdir(exist_ok=True)
-        KEPT.write_text(json.dumps(kept))
+        for key, answer in _traced_there(name, [row for row in wanted if row.environment == name]):
+            kept[key] = answer
+            KEPT.write_text(json.dumps(kept))
     return kept
 
 
-def _trace_there(environment: str, rows: Sequence[AccuracyRow]) -> dict[str, dict[str, Any]]:
+def _traced_there(environment: str, rows: Sequence[AccuracyRow]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields row id and answer; one process of the environment answers all."""
     questions = "".join(json.dumps([row.id, request_of(row).to_dict()]) + "\n" for row in rows)
-    found = subprocess.run(
-        [environment_python(environment), "-c", _CHILD],
-        input=questions,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    lines = [line.removeprefix("answer ") for line in found.stdout.splitlines() if line.startswith("answer ")]
-    if len(lines) != len(rows):
-        raise SystemExit(f"tracing in {environment} ended early: {found.stderr.strip()[-500:]}")
-    return dict(json.loads(line) for line in lines)
+    with tempfile.TemporaryFile("w+") as asked:
+        asked.write(questions)
+        asked.seek(0)
+        process = subprocess.Popen(
+            [environment_python(environment), "-c", _CHILD],
+            stdin=asked,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                if line.startswith("answer "):
+                    key, answer = json.loads(line.removeprefix("answer "))
+                    yield key, answer
+    if process.wait():
+        raise SystemExit(f"tracing in {environment} ended early, with {process.returncode}")
 
 
 def request_of(row: AccuracyRow) -> TraceRequest:
@@ -121,6 +130,7 @@ def request_of(row: AccuracyRow) -> TraceRequest:
             reentrant_checkpointing=row.environment == "hf-4.48",
             float32_norms=row.trl_casts,
             padded=in_suite,
+            host_buffers=in_suite,
         ),
         model_code=model.code_path,
     )

@@ -87,8 +87,16 @@ def _base_of(model: Any) -> Any:
 
 
 def _divides_by_items(model: Any) -> bool:
-    parameters = inspect.signature(type(_base_of(model)).forward).parameters.values()
-    return any(each.kind is each.VAR_KEYWORD or each.name == "num_items_in_batch" for each in parameters)
+    """Whether a model takes the count of items; Gemma's of transformers 4.48 hands it to a decoder that refuses it."""
+    base = _base_of(model)
+    decoder = base.get_decoder() if hasattr(base, "get_decoder") else None
+    takers = [base] if decoder is None else [base, decoder]
+    return "num_items_in_batch" in inspect.signature(type(base).forward).parameters or all(map(_takes_any, takers))
+
+
+def _takes_any(module: Any) -> bool:
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    return any(each.kind is each.VAR_KEYWORD for each in parameters)
 
 
 def positions_to_keep(labels: Sequence[Sequence[int]]) -> int:

@@ -64,6 +64,16 @@ class HostCost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """Speed of copies between the host and the device."""
+
+    memory: Literal["pageable"]
+    bytes_per_second: float
+    source: str
+    checked: datetime.date
+
+
+@dataclass(frozen=True, kw_only=True)
 class EfficiencyTable:
     """The content of ``profiles/efficiency.yaml``."""
 
@@ -71,16 +81,23 @@ class EfficiencyTable:
     caches: list[Cache]
     latencies: list[Latency]
     host: list[HostCost]
+    transfers: list[Transfer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRates:
-    """Seconds of the host, by what it does."""
+    """What the host takes.
+
+    Attributes:
+        seconds_by_kind: by what it does.
+        transfer_bytes_per_second: of copies between its memory, not pinned, and the device.
+    """
 
     seconds_by_kind: dict[str, float]
+    transfer_bytes_per_second: float
 
     def seconds(self, phase: str, kind: str, count: float) -> float:
-        """Returns the time for so many calls, reads or launches in a phase."""
+        """Returns the time for so many calls, reads, copies or launches in a phase, without what copies move."""
         what = {"call": f"{phase}_call", "sync": "sync"}.get(kind, "launch")
         return count * self.seconds_by_kind[what]
 
@@ -158,7 +175,12 @@ def efficiency_table() -> EfficiencyTable:
 @functools.cache
 def host_rates() -> HostRates:
     """Returns what a step costs the host."""
-    return HostRates(seconds_by_kind={cost.what: cost.seconds for cost in efficiency_table().host})
+    table = efficiency_table()
+    (pageable,) = table.transfers
+    return HostRates(
+        seconds_by_kind={cost.what: cost.seconds for cost in table.host},
+        transfer_bytes_per_second=pageable.bytes_per_second,
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -27,7 +27,8 @@ def seconds_from_costs(costs: Iterable[KernelCost], device: Device | None) -> Ti
         host += calls x seconds a call + kernels x seconds a launch
         device = max(device + sum of kernels, host)
 
-    phase by phase; a kernel takes ``latency + max(FLOPs / reached FLOP/s, bytes / reached bandwidth)``.
+    phase by phase; a kernel takes ``latency + max(FLOPs / reached FLOP/s, bytes / reached bandwidth)``. A copy between
+    host and device takes ``bytes / speed`` of both, since memory that is not pinned makes each wait for the other.
 
     Leaves out data loading, communication between devices, and all that a loop does between steps.
 
@@ -69,13 +70,18 @@ def _timeline(costs: list[KernelCost], rates: DeviceRates, host: HostRates) -> f
 
 
 def _busy(costs: list[KernelCost], rates: DeviceRates, host: HostRates) -> tuple[float, float]:
-    host_seconds = sum(host.seconds(cost.phase, cost.kind, cost.launches) for cost in costs) if rates.queued else 0.0
-    return host_seconds, sum(_kernel_seconds(cost, rates) for cost in costs)
+    device_seconds = sum(_kernel_seconds(cost, rates) for cost in costs)
+    if not rates.queued:
+        return 0.0, device_seconds
+    moved_bytes = sum(cost.moved_bytes for cost in costs if cost.kind == "transfer")
+    waiting = moved_bytes / host.transfer_bytes_per_second
+    host_seconds = sum(host.seconds(cost.phase, cost.kind, cost.launches) for cost in costs)
+    return host_seconds + waiting, device_seconds + waiting
 
 
 def _kernel_seconds(cost: KernelCost, rates: DeviceRates) -> float:
     """Returns the device's time for the kernels of one class and size."""
-    if cost.kind in ("call", "sync") or not cost.launches:
+    if cost.kind in ("call", "sync", "transfer") or not cost.launches:
         return 0.0
     moving = rates.seconds_to_move(cost.kind, cost.moved_bytes, cost.moved_bytes / cost.launches)
     computing = rates.seconds_to_compute(cost.kind, cost.dtype, cost.flops) if cost.kind in PRODUCTS else 0.0

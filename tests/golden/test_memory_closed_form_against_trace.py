@@ -65,6 +65,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 METHODS = ("lora", "rslora", "dora", "loftq", "adalora", "full")
 EAGER_ONLY = ("gemma2", "deberta-v2")
 SAMPLE = 15
+CHUNK = 5
+"""Cases of one test, which must end within pytest's time limit on a busy machine too."""
 TOLERANCE = 0.03
 
 
@@ -136,18 +138,23 @@ def drawn(draw: random.Random, model_type: str) -> tuple[str, dict[str, Any], in
     return method, changes, draw.choice((128, 256, 512, 1024))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model_type", sorted(CONFIGS))
-def test_every_drawn_case_is_within_three_percent_of_the_trace(model_type):
+def cases(model_type: str) -> list[tuple[str, dict[str, Any], int]]:
     draw = random.Random(f"{model_type} 20")
+    return [drawn(draw, model_type) for _ in range(SAMPLE)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chunk", range(0, SAMPLE, CHUNK))
+@pytest.mark.parametrize("model_type", sorted(CONFIGS))
+def test_every_drawn_case_is_within_three_percent_of_the_trace(model_type, chunk):
     model = spec(model_type)
     errors: dict[tuple[Any, ...], float] = {}
-    for method, changes, length in (drawn(draw, model_type) for _ in range(SAMPLE)):
+    for method, changes, length in cases(model_type)[chunk : chunk + CHUNK]:
         errors[method, *changes.items(), length] = error(model, build(model, method, **changes), length)
     sizes = sorted(map(abs, errors.values()))
-    worst = sorted(errors.items(), key=lambda item: -abs(item[1]))[:3]
+    worst = sorted(errors.items(), key=lambda item: -abs(item[1]))[:1]
     median = statistics.median(sizes)
-    sys.stdout.write(f"\n{model_type}: n {len(sizes)}, median {median:.2%}, worst {sizes[-1]:.2%}\n")
+    sys.stdout.write(f"\n{model_type} {chunk}: n {len(sizes)}, median {median:.2%}, worst {sizes[-1]:.2%}\n")
     sys.stdout.writelines(f"  {size:+.2%} {case}\n" for case, size in worst)
     assert median <= 0.01
     assert sizes[-1] <= TOLERANCE, worst

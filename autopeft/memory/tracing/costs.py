@@ -20,8 +20,8 @@ class KernelKey(NamedTuple):
 
     Attributes:
         kind: kernel class: "matmul", "attention", "elementwise", "gather", "dequantize", "optimizer"; "call" counts
-            calls of torch operators (views too), which cost the host time, and "sync" reads of values, for which the
-            host waits.
+            calls of torch operators (views too), which cost the host time, "sync" reads of values, for which the
+            host waits, and "transfer" copies between the host and the device.
         dtype: of their inputs; of the result where weights are dequantized.
         size: bytes of one kernel, as a power of two; 0 where the size depends on the model's depth.
         intensity: operations a byte, as a power of two.
@@ -59,6 +59,8 @@ _GATHERS = frozenset({"embedding", "index", "index_select", "gather", "take", "_
 
 _FILLS = frozenset({"fill_", "zero_", "copy_", "normal_", "uniform_", "bernoulli_", "random_", "exponential_"})
 """In-place operators that do not read what they overwrite."""
+
+_COPIES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 _KERNELS = {
     "slice_backward": 2, "select_backward": 2, "constant_pad_nd": 2, "native_layer_norm_backward": 2,
@@ -125,6 +127,8 @@ def bookings_of(
     traits = _traits(func)
     if traits.kind == "none":
         return []
+    if _on_host(args, results):
+        return _of_host(func, args, results)
     if traits.kind == "view" or (traits.kind == "sync" and in_optimizer):
         return [_CALL]  # what an optimizer reads are its step counters, which stay on the host
     if traits.kind == "sync" and not results:
@@ -135,6 +139,26 @@ def bookings_of(
     if traits.bytes == "four bits":
         return [_CALL, *sync, *_of_four_bits(args, results)]
     return [_CALL, *sync, _of_kernels(traits, args, kwargs, results, in_optimizer)]
+
+
+def _on_host(args: Any, results: list[torch.Tensor]) -> bool:
+    """Whether a call writes or reads what the host holds, which is on the meta device while a step is traced."""
+    return any(each.dim() and _is_held_by_host(each) for each in (*results[:1], *_flat(args[:2])))
+
+
+def _is_held_by_host(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "meta"
+
+
+def _of_host(func: Any, args: Any, results: list[torch.Tensor]) -> list[Booking]:
+    """Returns the cost of a copy between the host and the device, for which both wait; the host's own work is a call.
+
+    What changes its dtype is converted by the host before it is sent (ATen/native/cuda/Copy.cu); the time of that is
+    left out.
+    """
+    if func not in _COPIES or all(map(_is_held_by_host, (*results, *_flat(args)))):
+        return [_CALL]
+    return [_CALL, _SYNC, Booking(KernelKey("transfer", _dtype(results)), 0.0, _bytes(results), 1)]
 
 
 def _of_kernels(

@@ -70,11 +70,12 @@ class KernelCost:
     Attributes:
         phase: "forward", "backward", "optimizer".
         kind: kernel class: "matmul", "attention", "elementwise", "gather", "dequantize", "optimizer"; "call" counts
-            calls of operators, views included, and "sync" reads of values, for which the host waits.
+            calls of operators, views included, "sync" reads of values, for which the host waits, and "transfer" copies
+            between the host and the device.
         dtype: of their inputs; "" of calls and reads.
         flops: floating-point operations; of elementwise kernels one an element.
-        moved_bytes: bytes read and written.
-        launches: kernels started; calls or reads.
+        moved_bytes: bytes read and written; of transfers, those that cross.
+        launches: kernels started; calls, reads or copies.
     """
 
     phase: str

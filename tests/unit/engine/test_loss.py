@@ -24,8 +24,20 @@ class AveragingModel(torch.nn.Module):
         return {"loss": loss}
 
 
-def test_forwards_of_unequal_length_weigh_by_their_tokens_even_if_the_model_averages():
-    model = AveragingModel()
+class PassingModel(AveragingModel):
+    """Like Gemma in transformers 4.48: hands what it does not know to its decoder, which takes nothing unknown."""
+
+    def get_decoder(self):
+        return self.table
+
+    def forward(self, input_ids, labels=None, **unknown):
+        self.table(input_ids, **unknown)
+        return super().forward(input_ids, labels)
+
+
+@pytest.mark.parametrize("model_class", [AveragingModel, PassingModel])
+def test_forwards_of_unequal_length_weigh_by_their_tokens_even_if_the_model_averages(model_class):
+    model = model_class()
     tokens = torch.tensor([[1, 2, 3, 4, 5, 6]])
     short = torch.tensor([[IGNORED, IGNORED, IGNORED, IGNORED, IGNORED, 6]])
     num_items = 5 + 1

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -43,6 +45,7 @@ DENSE = _Options(dense_norm=True)
 @functools.cache
 def traced(**changes) -> TraceAnswer:
     full_depth = changes.pop("full_depth", True)
+    style = StepStyle(mixed_precision=False, host_buffers=changes.pop("host_buffers", False))
     fields = {"method": "full", "r": None, "lora_alpha": None, "adapter_dtype": None, "trainer": "transformers"}
     if changes.get("method", "full") != "full":
         fields |= {"r": 4, "lora_alpha": 4.0, "adapter_dtype": "float32", "target_modules": BOTH}
@@ -55,7 +58,7 @@ def traced(**changes) -> TraceAnswer:
             encoder=False,
             kind="cuda",
             sequence_length=LENGTH,
-            style=StepStyle(mixed_precision=False),
+            style=style,
             full_depth=full_depth,
         )
     )
@@ -198,6 +201,29 @@ def test_a_list_of_tensors_is_a_few_kernels():
 def test_reading_a_value_is_a_wait_for_the_device():
     value = torch.ones(1)
     assert booked(lambda: value.item())["sync"] == [0.0, 0.0, 1.0]
+
+
+def test_a_copy_from_the_hosts_memory_crosses_in_the_dtype_of_its_target_and_waits():
+    # While a step is traced, the meta device plays the host and the host processor the device.
+    with FakeTensorMode():
+        held = torch.empty(100, device="meta")
+        found = booked(lambda: held.to("cpu", torch.bfloat16))
+    assert found == {"call": [0.0, 0.0, 1.0], "sync": [0.0, 0.0, 1.0], "transfer": [0.0, 200.0, 1.0]}
+
+
+def test_work_of_the_host_starts_no_kernel():
+    with FakeTensorMode():
+        held = torch.empty(100, device="meta")
+        assert booked(lambda: held + held) == {"call": [0.0, 0.0, 1.0]}
+
+
+def test_boft_sends_its_permutation_to_the_device_at_every_step_of_a_loop_that_leaves_it_on_the_host():
+    config = {"peft_type": "BOFT", "task_type": "CAUSAL_LM", "target_modules": ["q_proj"], "boft_block_size": 4,
+              "boft_n_butterfly_factor": 1}  # fmt: skip
+    fields = {"method": "lora", "options": _Options(peft_config=json.dumps(config))}
+    sent = {on_host: moved(traced(**fields, host_buffers=on_host), "transfer") for on_host in (False, True)}
+    # one permutation of 64 x 64 in bfloat16, in each of five blocks
+    assert sent == {False: 0.0, True: 5 * 64 * 64 * 2}
 
 
 def test_kernels_of_different_sizes_are_summed_apart():

@@ -68,6 +68,13 @@ def test_reading_a_value_costs_the_host_and_no_kernel():
     assert device == 0
 
 
+def test_a_copy_from_the_host_keeps_host_and_device_waiting():
+    # 6.65 GB/s (profiles/efficiency.yaml)
+    copied = cost("transfer", moved_bytes=6.65e9)
+    assert seconds(copied) == pytest.approx(1.0, rel=1e-4)
+    assert seconds(copied, cost(flops=1e14)) == pytest.approx(1.0 + seconds(cost(flops=1e14)), rel=1e-4)
+
+
 def test_int8_products_run_at_twice_the_16_bit_rate():
     narrow = seconds(cost(dtype="int8", flops=1e15))
     assert narrow == pytest.approx(seconds(cost(dtype="float16", flops=1e15)) / 2, rel=1e-3)
@@ -113,7 +120,7 @@ def test_a_host_processor_has_no_queue_and_reaches_what_was_measured():
     flops=st.floats(1e6, 1e15),
     moved=st.floats(1e3, 1e12),
     launches=st.integers(1, 10_000),
-    kind=st.sampled_from(["matmul", "attention", "elementwise", "gather", "dequantize", "optimizer"]),
+    kind=st.sampled_from(["matmul", "attention", "elementwise", "gather", "dequantize", "optimizer", "transfer"]),
 )
 def test_more_work_never_takes_less_time(flops, moved, launches, kind):
     one = cost(kind, flops=flops, moved_bytes=moved, launches=launches)
@@ -141,6 +148,6 @@ def test_a_generation_that_is_not_listed_takes_the_next_older_ones_figures():
 
 def test_every_fact_has_a_source_and_a_date():
     table = efficiency_table()
-    facts = [*table.efficiencies, *table.caches, *table.latencies, *table.host]
+    facts = [*table.efficiencies, *table.caches, *table.latencies, *table.host, *table.transfers]
     assert len(facts) > 20
     assert all(fact.source.strip() and fact.checked.year >= 2026 for fact in facts)
