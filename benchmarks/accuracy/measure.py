@@ -4,6 +4,7 @@ python -m accuracy.measure                     traces (cached), writes both file
 python -m accuracy.measure --rows ID           traces some rows and prints them, writes nothing
 python -m accuracy.measure --rows ID --write   puts them in the place of the rows that were there
 python -m accuracy.measure --stale             names the rows that other tracing code than the present was asked about
+python -m accuracy.measure --check             traces one row of every kind again; fails where a figure is another
 """
 
 from __future__ import annotations
@@ -38,6 +39,12 @@ of plain LoRA r 32; it is one number for the whole suite, and the other 35 rows 
 
 OLD_CHECKPOINTING = ("hf-4.48",)
 """Environments whose Trainer checkpoints in torch's reentrant way unless told otherwise (before transformers 5)."""
+
+SPOTS = ("fms_accel-001", "fms_accel-085", "litgpt_resource-002", "peft_metamath-129", "qwen_readme-001")
+"""One quick row of every kind: both environments, full and LoRA, 16 and 4 bits, a loop and model code of others."""
+
+SAME_FIGURE = 0.0005
+"""Figures of the page have three decimals, of 3 to 80 GiB."""
 
 STATIC = ("base_weights", "adapter_weights", "optimizer_states", "workspace")
 
@@ -196,10 +203,14 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", help="only rows whose id begins so; prints them")
     parser.add_argument("--write", action="store_true", help="with --rows: replace these rows in both files")
     parser.add_argument("--stale", action="store_true", help="name the rows traced by other code than the present")
+    parser.add_argument("--check", action="store_true", help="trace one row of every kind again, and compare")
     wanted = parser.parse_args()
     if wanted.stale:
         print("\n".join(stale_rows(load_entries())))
         return
+    if wanted.check:
+        spots = [row for row in load_rows() if row.id in SPOTS]
+        sys.exit("\n".join(changed_figures(_told(measured_rows(spots)), load_entries())) or None)
     chosen = [row for row in load_rows() if wanted.rows is None or row.id.startswith(tuple(wanted.rows))]
     entries = list(_told(measured_rows(chosen)))
     if wanted.rows is None or wanted.write:
@@ -222,6 +233,19 @@ def _write(entries: list[dict[str, Any]]) -> None:
 def stale_rows(entries: Iterable[dict[str, Any]]) -> list[str]:
     """Returns the rows whose figures come from other tracing code than the present, or from before it was noted."""
     return sorted({entry["row"] for entry in entries if entry.get("traced_by") != tracing_code_hash()})
+
+
+def changed_figures(fresh: Iterable[dict[str, Any]], kept: Iterable[dict[str, Any]]) -> list[str]:
+    """Returns a sentence for each figure that a new trace gives and the table does not, within SAME_FIGURE."""
+    known = {entry["measurement"]: entry.get("predicted_bytes") for entry in kept}
+    changes = []
+    for entry in fresh:
+        before, now = known.get(entry["measurement"]), entry.get("predicted_bytes")
+        if before is None or now is None or abs(now / before - 1) > SAME_FIGURE:
+            changes.append(
+                f"{entry['measurement']}: the table says {before} bytes, the present code {now}; call: make accuracy"
+            )
+    return changes
 
 
 def _line(entry: dict[str, Any]) -> str:

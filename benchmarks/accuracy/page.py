@@ -94,6 +94,7 @@ def render(entries: Sequence[Entry]) -> str:
         _failed(entries),
         _out_of_memory(entries),
         _environments(),
+        _states(entries),
         "## Provenance\n",
         render_provenance(),
     ]
@@ -181,4 +182,20 @@ def _environments() -> str:
     lines = ["## Environments", ""]
     for name, environment in load_environments().items():
         lines += [f"- **{name}** stands for {environment.stands_for}.", *(f"  - {d}" for d in environment.differences)]
+    return "\n".join([*lines, ""])
+
+
+def states(entries: Iterable[Entry]) -> dict[str, set[str]]:
+    """Returns state of the tracing code -> rows that it answered; "" where it was not noted."""
+    found: dict[str, set[str]] = {}
+    for entry in entries:
+        found.setdefault(entry.get("traced_by") or "", set()).add(entry["row"])
+    return found
+
+
+def _states(entries: Sequence[Entry]) -> str:
+    lines = ["## The tracing code that answered", "", "| hash | rows | of |", "|---|---|---|"]
+    for code, rows in sorted(states(entries).items(), key=lambda item: -len(item[1])):
+        sources = ", ".join(sorted({row.rpartition("-")[0] for row in rows}))
+        lines.append(f"| {code[:8] or 'not noted'} | {len(rows)} | {sources} |")
     return "\n".join([*lines, ""])

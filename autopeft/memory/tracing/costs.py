@@ -147,7 +147,7 @@ def _on_host(args: Any, results: list[torch.Tensor]) -> bool:
 
 
 def _is_held_by_host(tensor: torch.Tensor) -> bool:
-    return tensor.device.type == "meta"
+    return bool(tensor.device.type == "meta")
 
 
 def _of_host(func: Any, args: Any, results: list[torch.Tensor]) -> list[Booking]:
