@@ -44,8 +44,9 @@ class Clock:
     def __init__(self) -> None:
         self._marks: list[tuple[float, float]] = []
 
-    def tick(self) -> None:
-        """Notes the time."""
+    def tick(self, step: int = 0) -> None:
+        """Notes the time after a step; which one it was does not matter."""
+        del step
         self._marks.append((time.monotonic(), time.process_time()))
 
     def pace(self) -> Pace:
@@ -72,7 +73,9 @@ def main() -> int:
     for number in range(options.pairs):
         order = ("ours", "theirs") if number % 2 == 0 else ("theirs", "ours")
         pair = {side: _measured(side, options.trainer, options.steps) for side in order}
-        print(f"pair {number + 1}: ours {pair['ours'].wall:.3f} s a step, theirs {pair['theirs'].wall:.3f} s", flush=True)
+        print(
+            f"pair {number + 1}: ours {pair['ours'].wall:.3f} s a step, theirs {pair['theirs'].wall:.3f} s", flush=True
+        )
         pairs.append(pair)
     wall = statistics.median(pair["theirs"].wall / pair["ours"].wall for pair in pairs)
     processor = statistics.median(pair["theirs"].processor / pair["ours"].processor for pair in pairs)
@@ -110,6 +113,11 @@ def _rows(steps: int) -> list[dict[str, str]]:
     ]
 
 
+def _go_on(report: object) -> bool:
+    del report
+    return True
+
+
 def _ours(folder: Path, trainer: Any, steps: int) -> Pace:
     from autopeft.profiling.dataset import hash_files
     from autopeft.specs import Candidate, Job, TrainRequest
@@ -144,10 +152,8 @@ def _ours(folder: Path, trainer: Any, steps: int) -> Pace:
         trainer=trainer,
     )
     clock = Clock()
-    request = TrainRequest(
-        name="trial", candidate=candidate, steps=steps, rungs=(), seed=0, output_folder=str(folder)
-    )
-    outcome = Session(job).train(request, lambda report: True, lambda step: clock.tick())
+    request = TrainRequest(name="trial", candidate=candidate, steps=steps, rungs=(), seed=0, output_folder=str(folder))
+    outcome = Session(job).train(request, _go_on, clock.tick)
     if outcome.status != "complete":
         raise SystemExit(f"our training ended as {outcome.status}: {outcome.error}")
     return clock.pace()
@@ -163,11 +169,12 @@ def _theirs(folder: Path, trainer: Any, steps: int) -> Pace:
 
     clock = Clock()
 
-    class Ticks(TrainerCallback):
-        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-            clock.tick()
+    class Ticks(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            del args, control, kwargs
+            clock.tick(state.global_step)
 
-    class PlainLoss(SFTTrainer):
+    class PlainLoss(SFTTrainer):  # type: ignore[misc]
         compute_loss = Trainer.compute_loss
 
     model = AutoModelForCausalLM.from_pretrained(_model_folder(), dtype=torch.float32)
