@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from autopeft.methods import get_method
 from autopeft.recommend.candidates import CandidateFactory
 from autopeft.recommend.objectives import MEANINGS
 from autopeft.recommend.sensitivity import Change, answers, label
@@ -42,8 +43,15 @@ def explain_plan(plan: Recommendation, changes: tuple[Change, ...]) -> PlanExpla
         rejected=tuple(_explained(plan, entry) for entry in plan.rejected),
         forms=0 if forms is None else len(forms.candidates),
         on_front=0 if forms is None else len(forms.front()),
+        forms_without=() if forms is None else _unpriced(plan),
         extremes=() if forms is None else _extremes(forms, plan.model),
     )
+
+
+def _unpriced(plan: Recommendation) -> tuple[str, ...]:
+    """Returns the plan's methods that only a trace prices, so that their forms are not among those compared."""
+    methods = dict.fromkeys(ranked.candidate.method for ranked in plan.candidates)
+    return tuple(method for method in methods if not get_method(method).closed_form)
 
 
 def _extremes(forms: Sweep, model: ModelSpec) -> tuple[Extreme, ...]:

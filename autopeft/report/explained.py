@@ -35,10 +35,11 @@ def _terms(explanation: PlanExplanation) -> RenderableType:
 
 
 def _priced(explanation: PlanExplanation) -> str:
+    without = f"; those of {', '.join(explanation.forms_without)} are left out" if explanation.forms_without else ""
     return (
         f"{explanation.forms:,} ranks, targets, batches and uses of checkpointing were priced, to the last byte, "
         f"where the plan keeps the estimate's error to spare; {explanation.on_front:,} of them fit and are beaten by "
-        "no other one in quality, memory and time"
+        f"no other one in quality, memory and time{without}"
     )
 
 

@@ -84,6 +84,7 @@ class PlanExplanation:
             extremes; 0 where only a trace can price the model.
         on_front: how many of them fit and are beaten by no other one in quality, memory and time.
         extremes: the best of them by each criterion.
+        forms_without: methods of the plan whose forms are not among them, since only a trace prices their steps.
     """
 
     first: str
@@ -96,3 +97,4 @@ class PlanExplanation:
     forms: int = 0
     on_front: int = 0
     extremes: tuple[Extreme, ...] = ()
+    forms_without: tuple[str, ...] = ()

@@ -49,7 +49,7 @@ def test_components_sum_to_the_peak_which_is_the_largest_phase(
     )
     found = estimate_memory(candidate, llama, device, sequence_length=length)
     assert sum(found.components.values()) == found.peak_memory_bytes
-    computes_first = {"init"} if method == "loftq" else set()
+    computes_first = {"init"} if method in ("loftq", "eva") else set()
     assert set(found.phases) == {"load", "forward", "backward", "optimizer"} | computes_first
     assert {name: sum(parts.values()) for name, parts in found.phase_components.items()} == found.phases
     assert max(found.phases.values()) == found.peak_memory_bytes

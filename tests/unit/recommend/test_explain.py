@@ -1,11 +1,14 @@
 from dataclasses import replace
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
 from autopeft.profiling.model import resolve_target_modules
 from autopeft.recommend import recommend
 from autopeft.recommend.explain import compared_terms, explain_plan, runner_up, visible_terms
 from autopeft.recommend.sensitivity import Change, answers, label, neighbours, scaled_data, usual_changes
+from autopeft.report.explained import explained_table
 from autopeft.specs import PlanInputs
 
 GIB = 2**30
@@ -157,3 +160,14 @@ def test_the_extremes_are_at_least_as_good_as_the_first_candidate_by_their_crite
     assert best["memory"].required_bytes <= first.estimate.required_bytes
     assert best["time"].predicted_seconds <= first.predicted_seconds * 1.001
     assert explained.forms > explained.on_front > 0
+
+
+def test_methods_whose_forms_only_a_trace_prices_are_said_to_be_left_out(plan):
+    first = plan.candidates[0]
+    traced = replace(first, candidate=replace(first.candidate, method="ia3", r=None, lora_alpha=None))
+    explained = explain_plan(replace(plan, candidates=(traced, *plan.candidates)), ())
+    assert explained.forms_without == ("ia3",)
+    assert explain_plan(plan, ()).forms_without == ()
+    with StringIO() as shown:
+        Console(file=shown, width=200).print(explained_table(explained))
+        assert "those of ia3 are left out" in shown.getvalue()
