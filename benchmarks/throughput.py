@@ -1,6 +1,6 @@
 """Steps per second of our engine against a bare trl script with the same configuration: SmolLM2, LoRA, real text.
 
-    python benchmarks/throughput.py [--trainer trl|transformers] [--pairs N] [--steps N]
+    python benchmarks/throughput.py [--pairs N] [--steps N]
 
 Each pair is two fresh processes, one after the other, in alternating order: a training by our worker's session, and a
 script of a few lines on transformers, peft and trl alone. Both see rows of one length, so that every step of both is
@@ -59,20 +59,19 @@ class Clock:
 def main() -> int:
     """Measures the pairs, prints and returns the exit code; or is one side of a pair."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--trainer", choices=("trl", "transformers"), default="trl")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--side", choices=tuple(_SIDES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         with tempfile.TemporaryDirectory() as folder:
-            pace = _SIDES[options.side](Path(folder), options.trainer, options.steps)
+            pace = _SIDES[options.side](Path(folder), options.steps)
         print(json.dumps(pace))
         return 0
     pairs = []
     for number in range(options.pairs):
         order = ("ours", "theirs") if number % 2 == 0 else ("theirs", "ours")
-        pair = {side: _measured(side, options.trainer, options.steps) for side in order}
+        pair = {side: _measured(side, options.steps) for side in order}
         print(
             f"pair {number + 1}: ours {pair['ours'].wall:.3f} s a step, theirs {pair['theirs'].wall:.3f} s", flush=True
         )
@@ -81,12 +80,12 @@ def main() -> int:
     processor = statistics.median(pair["theirs"].processor / pair["ours"].processor for pair in pairs)
     reached = processor >= GOAL_RATIO
     print(f"throughput, ours over theirs: {wall:.3f} by wall clock, {processor:.3f} by processor time")
-    print(f"goal: at least {GOAL_RATIO}: {'reached' if reached else 'MISSED'} ({options.trainer}, {len(pairs)} pairs)")
+    print(f"goal: at least {GOAL_RATIO}: {'reached' if reached else 'MISSED'} ({len(pairs)} pairs)")
     return 0 if reached else 1
 
 
-def _measured(side: str, trainer: str, steps: int) -> Pace:
-    command = [sys.executable, __file__, "--side", side, "--trainer", trainer, "--steps", str(steps)]
+def _measured(side: str, steps: int) -> Pace:
+    command = [sys.executable, __file__, "--side", side, "--steps", str(steps)]
     finished = subprocess.run(command, check=True, capture_output=True, text=True)
     return Pace(*json.loads(finished.stdout.splitlines()[-1]))
 
@@ -118,7 +117,7 @@ def _go_on(report: object) -> bool:
     return True
 
 
-def _ours(folder: Path, trainer: Any, steps: int) -> Pace:
+def _ours(folder: Path, steps: int) -> Pace:
     from autopeft.profiling.dataset import hash_files
     from autopeft.specs import Candidate, Job, TrainRequest
     from autopeft.training.session import Session
@@ -149,7 +148,7 @@ def _ours(folder: Path, trainer: Any, steps: int) -> Pace:
         learning_rate=LEARNING_RATE,
         per_device_batch_size=BATCH,
         max_length=MAX_LENGTH,
-        trainer=trainer,
+        trainer="trl",
     )
     clock = Clock()
     request = TrainRequest(name="trial", candidate=candidate, steps=steps, rungs=(), seed=0, output_folder=str(folder))
@@ -159,12 +158,12 @@ def _ours(folder: Path, trainer: Any, steps: int) -> Pace:
     return clock.pace()
 
 
-def _theirs(folder: Path, trainer: Any, steps: int) -> Pace:
-    """The script that people write; trl's own loss, or (``trainer="transformers"``) that of transformers' Trainer."""
+def _theirs(folder: Path, steps: int) -> Pace:
+    """The script that people write, with trl's own loss."""
     import torch
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, Trainer, TrainerCallback
+    from transformers import AutoModelForCausalLM, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     clock = Clock()
@@ -173,9 +172,6 @@ def _theirs(folder: Path, trainer: Any, steps: int) -> Pace:
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             del args, control, kwargs
             clock.tick(state.global_step)
-
-    class PlainLoss(SFTTrainer):  # type: ignore[misc]
-        compute_loss = Trainer.compute_loss
 
     model = AutoModelForCausalLM.from_pretrained(_model_folder(), dtype=torch.float32)
     config = SFTConfig(
@@ -193,8 +189,7 @@ def _theirs(folder: Path, trainer: Any, steps: int) -> Pace:
         report_to="none",
         disable_tqdm=True,
     )
-    chosen = SFTTrainer if trainer == "trl" else PlainLoss
-    chosen(
+    SFTTrainer(
         model=model,
         args=config,
         train_dataset=Dataset.from_list(_rows(steps)),
